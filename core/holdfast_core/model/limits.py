@@ -1,0 +1,55 @@
+"""Every limit of Holdfast, in one place, each with its unit in its name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+BLOCK_ID_BYTES: Final = 32
+
+# Volumes (DESIGN section 3).
+VOLUME_BLOCK_BYTES_MIN: Final = 16 * KIB
+VOLUME_BLOCK_BYTES_MAX: Final = 4 * MIB
+VOLUME_BLOCK_BYTES_DEFAULT: Final = 64 * KIB
+VOLUME_SIZE_BYTES_MAX: Final = 64 * 1024 * GIB
+VOLUMES_PER_VM_MAX: Final = 64
+
+# Sealed blocks and batches.
+PLAIN_BYTES_MAX: Final = 4 * MIB
+SEALED_BYTES_MAX: Final = PLAIN_BYTES_MAX + 4 * KIB
+BATCH_BYTES_TARGET: Final = 1 * MIB
+BATCH_BYTES_MAX: Final = 6 * MIB
+BATCH_BLOCKS_MAX: Final = 4096
+IDS_PER_REQUEST_MAX: Final = 65_536
+MESSAGE_BYTES_MAX: Final = 16 * MIB
+IN_FLIGHT_BYTES_PER_NODE: Final = 32 * MIB
+
+# Index trees.
+TREE_FAN_OUT: Final = 128
+
+# Names. A name is a file name too (VM/point/ below a restore directory), so it has no separators.
+NAME_CHARS_MAX: Final = 128
+VOLUME_NAME_CHARS_MAX: Final = 64
+
+# Placement.
+PARTITIONS_DEFAULT: Final = 4096
+PARTITIONS_MAX: Final = 65_536
+REPLICAS_DEFAULT: Final = 3
+REPLICAS_MAX: Final = 16
+NODES_MAX: Final = 65_535
+
+# Listings.
+LIST_ITEMS_MAX: Final = 1000
+ERROR_BLOCK_IDS_MAX: Final = 1024
+
+# Time.
+SESSION_TTL_S: Final = 30.0
+NODE_LEASE_TTL_S: Final = 10.0
+HEARTBEAT_INTERVAL_S: Final = 2.0
+CAPABILITY_TTL_S: Final = 3600.0
+CLOCK_TOLERANCE_S: Final = 120.0
+RPC_TIMEOUT_S: Final = 30.0
+REPLICA_SETTLE_S: Final = 10.0

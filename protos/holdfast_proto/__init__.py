@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC code of Holdfast, with the `.proto` files it comes from beside it."""
