@@ -1,0 +1,111 @@
+"""Several coordinators as one: a call goes to the one that answered last, and on to the next when it does not answer.
+
+Every coordinator call is idempotent (Begin carries a nonce, Commit answers with what exists), so sending the same
+request again to another coordinator is always safe. Errors that a coordinator itself gives are the answer, but for
+UNREACHABLE: one that is cut off from its metadata store says so, and another may not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import RPC_TIMEOUT_S
+from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.options import TlsFiles
+from holdfast_core.runtime.requests import request_metadata
+from holdfast_core.runtime.status import error_from_rpc, reaches_peer
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+class Endpoints:
+    """The coordinators that a client or node knows. Belongs to one event loop; made inside it.
+
+    Attributes:
+        addresses: HOST:PORT of each, in the order given.
+    """
+
+    def __init__(self, addresses: Sequence[str], *, tls: TlsFiles | None = None, what: str = "coordinator") -> None:
+        """Open a channel to each address; nothing connects yet. `what` names the peers in messages.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if there is no address or one may not be used (see `open_channel`).
+        """
+        if not addresses:
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"no {what} address was given; write HOST:PORT[,HOST:PORT]")
+        self.addresses = tuple(dict.fromkeys(addresses))
+        self._what = what
+        self._channels = [open_channel(address, tls=tls) for address in self.addresses]
+        self._good = 0
+
+    async def call(
+        self,
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        *,
+        timeout_s: float = RPC_TIMEOUT_S,
+    ) -> Response:
+        """Call `method(channel)(request)` on the coordinator that answered last, else on the others, once each.
+
+        `timeout_s` bounds each try. E.g. `await endpoints.call(lambda c: StateServiceStub(c).GetVm, request)`.
+
+        Raises:
+            HoldfastError: what the coordinator answered; UNREACHABLE if none of them answered.
+        """
+        metadata = request_metadata()
+        failures: list[HoldfastError] = []
+        start = self._good
+        for step in range(len(self._channels)):
+            at = (start + step) % len(self._channels)
+            try:
+                response = await method(self._channels[at])(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as failure:
+                error = error_from_rpc(failure, peer=f"{self._what} {self.addresses[at]}")
+                if not _try_another(error):
+                    self._good = at
+                    raise error from failure
+                failures.append(error)
+            else:
+                self._good = at
+                return response
+        raise self._none_answered(failures)
+
+    def channel(self) -> grpc.aio.Channel:
+        """Return the channel of the coordinator that answered last, for streams; a failed stream calls `advance`."""
+        return self._channels[self._good]
+
+    def advance(self) -> None:
+        """Make the next coordinator the one to use, after a stream to the present one broke."""
+        self._good = (self._good + 1) % len(self._channels)
+
+    async def close(self) -> None:
+        """Close all channels; calls in flight end as cancelled."""
+        for channel in self._channels:
+            await channel.close()
+
+    def _none_answered(self, failures: Sequence[HoldfastError]) -> HoldfastError:
+        if len(failures) == 1:
+            return failures[0]
+        answered = [error for error in failures if reaches_peer(error)]
+        if answered:
+            return answered[0]
+        listed = ", ".join(self.addresses)
+        return HoldfastError(
+            ErrorCode.UNREACHABLE,
+            f"no {self._what} can be reached ({listed}); check that one runs and that the addresses are right",
+            facts=failures[0].facts,
+        )
+
+
+def _try_another(error: HoldfastError) -> bool:
+    """Whether another coordinator may do better: this one did not answer, or is itself cut off.
+
+    A call that the server's side cancelled counts too: a caller of ours that gives up gets asyncio's CancelledError.
+    """
+    return error.code is ErrorCode.UNREACHABLE or (error.code is ErrorCode.CANCELLED and not reaches_peer(error))
