@@ -1,0 +1,121 @@
+"""Asking the owners whether blocks are durable.
+
+An id counts as durable when a write quorum of the owners of any one living epoch holds it (DESIGN section 6). Owners
+that do not answer count neither way: if they could decide it, the question stays open and the call fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.layout import Layout
+from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX
+from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.blocks.pool import NodePool
+
+IDS_PER_QUESTION = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """What the owners said. Ids in neither list are held by all owners of one living epoch.
+
+    Attributes:
+        missing: ids that no living epoch's write quorum holds.
+        under_replicated: ids that are durable, but not held by every owner of any one epoch, or not known to be.
+    """
+
+    missing: tuple[bytes, ...]
+    under_replicated: tuple[bytes, ...]
+
+
+async def check_durable(
+    pool: NodePool, layouts: Sequence[Layout], capability: Callable[[], str], block_ids: Iterable[bytes]
+) -> Durability:
+    """Ask all owners in all living epochs about the ids; presence is by lookup, which also stamps what is found.
+
+    Args:
+        pool: connections to the nodes.
+        layouts: living layouts, newest first.
+        capability: returns a token with the verb `has`.
+        block_ids: any number; the caller bounds memory (about 150 bytes an id are in use).
+
+    Raises:
+        HoldfastError: UNREACHABLE with the undecided ids if too few owners answered to tell; WRONG_EPOCH if a node
+            knows a newer layout; DENIED if the capability does not allow asking.
+    """
+    ids = tuple(dict.fromkeys(block_ids))
+    if not ids or not layouts:
+        return Durability(missing=ids, under_replicated=())
+    questions: dict[str, list[bytes]] = {}
+    for block_id in ids:
+        for node_id in dict.fromkeys(node for layout in layouts for node in layout.owners_of_block(block_id)):
+            questions.setdefault(node_id, []).append(block_id)
+    held: dict[str, set[bytes]] = {}
+    silent: dict[str, HoldfastError] = {}
+    epoch = layouts[0].epoch
+    async with plain_task_group() as group:
+        for node_id, asked in questions.items():
+            group.create_task(_ask(pool, node_id, asked, capability, epoch, held, silent))
+    return _judge(ids, layouts, held, silent)
+
+
+async def _ask(
+    pool: NodePool,
+    node_id: str,
+    ids: Sequence[bytes],
+    capability: Callable[[], str],
+    epoch: int,
+    held: dict[str, set[bytes]],
+    silent: dict[str, HoldfastError],
+) -> None:
+    """Fill in `held[node_id]`, or `silent[node_id]` if the node does not answer all of it."""
+    present: set[bytes] = set()
+    for at in range(0, len(ids), IDS_PER_QUESTION):
+        part = ids[at : at + IDS_PER_QUESTION]
+        try:
+            verdicts = await pool.has_blocks(node_id, b"".join(part), capability(), layout_epoch=epoch)
+        except HoldfastError as error:
+            if error.code in (ErrorCode.WRONG_EPOCH, ErrorCode.DENIED):
+                raise
+            silent[node_id] = error
+            return
+        present.update(block_id for block_id, verdict in zip(part, verdicts, strict=True) if verdict == VERDICT_OK)
+    held[node_id] = present
+
+
+def _judge(
+    ids: Sequence[bytes],
+    layouts: Sequence[Layout],
+    held: dict[str, set[bytes]],
+    silent: dict[str, HoldfastError],
+) -> Durability:
+    missing: list[bytes] = []
+    thin: list[bytes] = []
+    open_ids: list[bytes] = []
+    for block_id in ids:
+        durable = complete = open_question = False
+        for layout in layouts:
+            owners = layout.owners_of_block(block_id)
+            count = sum(1 for node_id in owners if node_id in held and block_id in held[node_id])
+            durable = durable or count >= layout.write_quorum
+            complete = complete or count == len(owners)
+            unknown = sum(1 for node_id in owners if node_id in silent)
+            open_question = open_question or count + unknown >= layout.write_quorum
+        if not durable:
+            (open_ids if open_question else missing).append(block_id)
+        elif not complete:
+            thin.append(block_id)
+    if open_ids and not missing:
+        reason = next(iter(silent.values()))
+        raise HoldfastError(
+            ErrorCode.UNREACHABLE,
+            f"too few owners answered to tell whether {len(open_ids)} blocks are durable: {reason.message}",
+            facts={"silent": ",".join(sorted(silent))},
+            block_ids=open_ids[:ERROR_BLOCK_IDS_MAX],
+        )
+    return Durability(missing=tuple(missing + open_ids if missing else missing), under_replicated=tuple(thin))
