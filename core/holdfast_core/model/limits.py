@@ -53,3 +53,12 @@ CAPABILITY_TTL_S: Final = 3600.0
 CLOCK_TOLERANCE_S: Final = 120.0
 RPC_TIMEOUT_S: Final = 30.0
 REPLICA_SETTLE_S: Final = 10.0
+
+# Metadata store. etcd's own defaults (128 operations, 1.5 MiB a request) are the bound of both engines.
+METADATA_KEY_BYTES_MAX: Final = 1 * KIB
+METADATA_VALUE_BYTES_MAX: Final = 1 * MIB
+METADATA_TXN_OPERATIONS_MAX: Final = 128
+METADATA_TXN_BYTES_MAX: Final = 1280 * KIB
+METADATA_PREFIXES_MAX: Final = 64
+METADATA_PAGE_ITEMS_MAX: Final = 10_000
+METADATA_LEASE_TTL_S_MAX: Final = 86_400.0

@@ -3,7 +3,7 @@
 isort:skip_file
 The service of a storage node: blocks in, blocks out, always in batches.
 
-Every call but GetNodeStatus carries the metadata `holdfast-capability`; the tenant is the capability's.
+Every call carries the metadata `holdfast-capability`; the tenant is the capability's.
 """
 
 from collections import abc as _abc
