@@ -35,7 +35,7 @@ _CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     # A coordinator that restarts is found again quickly; gRPC's own first wait is 1 s and its longest 2 minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # A channel's failures and connections are its own: what another channel of the process found out is not inherited.
     ("grpc.use_local_subchannel_pool", 1),
     # An http_proxy variable meant for the web must not carry the cluster's traffic.

@@ -8,6 +8,7 @@ knows `grpc.StatusCode`.
 
 from __future__ import annotations
 
+import enum
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
@@ -80,6 +81,32 @@ _CODE_BY_STATUS: Final = MappingProxyType(
         _Status.UNAUTHENTICATED: ErrorCode.DENIED,
     }
 )
+
+
+class RpcFailure(enum.Enum):
+    """gRPC statuses by name, for the client of a service that is not ours (etcd) and speaks no `ErrorDetail`."""
+
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    DEADLINE = "DEADLINE_EXCEEDED"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+
+
+def classify(failure: grpc.aio.AioRpcError) -> RpcFailure:
+    """Return the status that a call failed with."""
+    return RpcFailure(failure.code().name)
 
 
 def status_name(code: ErrorCode | None) -> str:
