@@ -13,7 +13,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,8 +26,9 @@ from holdfast_core.runtime.requests import REQUEST_ID_KEY, enter_request
 from holdfast_core.runtime.status import abort_with, status_name
 
 Answer = TypeVar("Answer")
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+# Generic in its type stub only.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 # Calls that a cluster makes by itself all the time: their success is not worth a line an event.
 _QUIET_METHODS: Final = frozenset({"Check", "Watch", "Heartbeat", "KeepAlive", "ServerReflectionInfo"})
