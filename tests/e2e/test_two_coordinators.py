@@ -1,0 +1,114 @@
+"""Two coordinators over three etcd members, killed again and again under load: no point is lost and none is doubled."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from holdfast import HoldfastError, StateManager
+from tests.e2e.harness import eventually, run
+from tests.e2e.images import MIB, change_image, digest, make_image
+from tests.e2e.services import Service
+from tests.support.etcd import EtcdCluster
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
+
+ROUNDS = 6
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdCluster]:
+    with EtcdCluster(members=3, directory=tmp_path / "etcd") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def coordinators(tmp_path: Path, etcd: EtcdCluster) -> Iterator[list[Service]]:
+    key = tmp_path / "master.key"
+    key.write_bytes(secrets.token_bytes(32))
+    key.chmod(0o600)
+    with ExitStack() as stack:
+        services = []
+        for number in (1, 2):
+            service = Service(
+                f"coordinator {number}",
+                (
+                    "coordinator",
+                    "--data", str(tmp_path / f"coordinator-{number}"),
+                    "--etcd", ",".join(etcd.endpoints),
+                    "--master-key", str(key),
+                    "--nodes", "3",
+                    "--replicas", "3",
+                ),
+                tmp_path / f"coordinator-{number}.log",
+            ).start()  # fmt: skip
+            stack.callback(service.stop)
+            services.append(service)
+        both = ",".join(service.address for service in services)
+        for number in (1, 2, 3):
+            node = Service(
+                f"node {number}",
+                (
+                    "storagenode",
+                    "--data", str(tmp_path / f"node-{number}"),
+                    "--coordinator", both,
+                    "--node-id", f"node-{number}",
+                    "--zone", f"zone-{number}",
+                ),
+                tmp_path / f"node-{number}.log",
+            ).start()  # fmt: skip
+            stack.callback(node.stop)
+        eventually(
+            lambda: b"ready" in run("status", "--coordinator", both).stdout, "the cluster is ready", within_s=40
+        )
+        yield services
+
+
+def test_coordinators_killed_under_load_lose_and_double_nothing(
+    tmp_path: Path, coordinators: list[Service], etcd: EtcdCluster
+) -> None:
+    disk = tmp_path / "disk.raw"
+    make_image(disk, size_bytes=16 * MIB, data_bytes=2 * MIB, seed=21)
+    source = random.Random(22)
+    both = ",".join(service.address for service in coordinators)
+    acknowledged: dict[str, str] = {}
+    with StateManager(both) as manager:
+        manager.register_vm("vm", volumes={"root": str(disk)})
+        snapshot = manager.create_snapshot("vm")
+        acknowledged[snapshot] = digest(disk)
+        for round_number in range(ROUNDS):
+            change_image(disk, edits=5, seed=round_number)
+            victim = coordinators[round_number % 2]
+            fuse = threading.Timer(source.uniform(0.0, 0.12), victim.kill)
+            fuse.start()
+            try:
+                backup = manager.incremental_backup("vm", snapshot)
+                acknowledged[backup] = digest(disk)
+            except HoldfastError as error:
+                assert error.retryable, error
+            fuse.join()
+            victim.start()
+            if round_number == 2:
+                etcd.kill(0)
+            if round_number == 4:
+                etcd.restart(0)
+
+        points = manager.points("vm")
+        ids = [point.point_id for point in points]
+        assert set(acknowledged) <= set(ids), "every acknowledged point is listed"
+        assert len(ids) == len(set(ids))
+        assert [point.number for point in points] == list(range(1, len(points) + 1))
+        assert len(ids) <= 1 + ROUNDS, "one call makes one point at the most"
+        for number, (point_id, content) in enumerate(acknowledged.items()):
+            backup_id = "" if point_id == snapshot else point_id
+            restored = manager.restore_vm(snapshot, backup_id, target=tmp_path / f"restored-{number}")
+            assert digest(Path(restored) / "root.raw") == content
+        change_image(disk, edits=1, seed=99)
+        last = manager.incremental_backup("vm", snapshot, takeover=True)
+        assert last not in acknowledged, "no dead session holds the VM for good"
