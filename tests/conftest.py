@@ -14,5 +14,5 @@ hypothesis.settings.load_profile("holdfast")
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [each for each in os.environ if each.startswith("HOLDFAST_")]:
+    for name in [each for each in os.environ if each.startswith("HOLDFAST_") and not each.startswith("HOLDFAST_TEST_")]:
         monkeypatch.delenv(name)
