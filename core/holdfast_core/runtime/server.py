@@ -154,13 +154,15 @@ def termination_signals() -> Iterator[asyncio.Event]:
     """Yield an event that SIGTERM and SIGINT set; the signals do what they did before once the block ends."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, asked.set)
     try:
         yield asked
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 async def run_until_signalled(

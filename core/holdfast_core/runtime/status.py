@@ -150,7 +150,8 @@ def error_from_detail(detail: ErrorDetail, *, otherwise: ErrorCode = ErrorCode.I
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: HoldfastError) -> NoReturn:
     """End a call on the server's side with `error`; gRPC raises its own exception through the handler."""
     detail = detail_from_error(error)
-    await context.abort(STATUS_BY_CODE[error.code], detail.message, ((ERROR_METADATA_KEY, detail.SerializeToString()),))
+    metadata = (*(context.trailing_metadata() or ()), (ERROR_METADATA_KEY, detail.SerializeToString()))
+    await context.abort(STATUS_BY_CODE[error.code], detail.message, metadata)
     raise AssertionError("abort returned")
 
 
