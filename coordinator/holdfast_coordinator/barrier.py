@@ -1,0 +1,148 @@
+"""The barrier before a commit: everything that a new tree names must be durable. DESIGN section 10.
+
+The index nodes that the older point does not share are read with the structure key and checked for form; every id they
+newly name, and their own, is asked of the owners. Memory is bounded by `CHECKED_IDS` however large the volume is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from holdfast_coordinator.commit_rules import positions
+from holdfast_coordinator.grants import Grants
+from holdfast_core.model.block import Opener, SealedBlock
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.layout import Layout
+from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX
+from holdfast_core.model.tree import DiffWalk, NewReferences, ObjectScan
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.blocks.presence import check_durable
+from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_proto.v1.records_pb2 import ObjectRecord, VolumeRecord
+
+# Ids collected before the owners are asked; about 150 bytes each are in use while they are.
+CHECKED_IDS: Final = 32_768
+NODES_PER_READ: Final = 64
+
+
+class Walk(Protocol):
+    """What `DiffWalk` and `ObjectScan` have in common."""
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has been found."""
+
+    def wanted(self, limit: int = NODES_PER_READ) -> list[bytes]:
+        """Return ids of index nodes to bring next."""
+
+    def feed(self, nodes: Mapping[bytes, bytes]) -> None:
+        """Take their plaintexts."""
+
+    def take(self) -> NewReferences:
+        """Return what was found so far."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a barrier found out.
+
+    Attributes:
+        checked: ids that were asked for, repeats counted.
+        under_replicated: ids that are durable, but not on all owners.
+        suspects: ids that were named and are recorded as damaged.
+    """
+
+    checked: int = 0
+    under_replicated: int = 0
+    suspects: set[bytes] = field(default_factory=set)
+
+
+class Barrier:
+    """Checks trees of one tenant under one set of layouts."""
+
+    def __init__(self, pool: NodePool, layouts: Sequence[Layout], grants: Grants, opener: Opener) -> None:
+        """Bind to the nodes; `opener` needs the structure key alone."""
+        self._pool = pool
+        self._layouts = layouts
+        self._grants = grants
+        self._opener = opener
+        self._reader = BlockReader(pool, lambda: layouts, grants.index_reader)
+
+    async def check_volumes(
+        self, volumes: Sequence[VolumeRecord], older: Mapping[str, VolumeRecord], damaged: frozenset[bytes]
+    ) -> Findings:
+        """Check a point's volumes; `older` vouches for what they inherit, unless anything is damaged at all.
+
+        Raises:
+            HoldfastError: NOT_DURABLE with the ids that too few owners hold; CORRUPT if an index node is malformed;
+                UNREACHABLE if too few owners answered to tell; WRONG_EPOCH if a node knows a newer layout.
+        """
+        findings = Findings()
+        for volume in volumes:
+            old = None if damaged else older.get(volume.name)
+            if old is not None and old.root:
+                walk = DiffWalk(volume.root, positions(volume), old.root, positions(old))
+                try:
+                    await self._check(walk, damaged, findings)
+                    continue
+                except HoldfastError as error:
+                    if error.code not in (ErrorCode.MISSING, ErrorCode.CORRUPT):
+                        raise
+                    # The older tree may be what cannot be read: then nothing vouches, and all is asked for.
+            await self._check_new(DiffWalk(volume.root, positions(volume), b"", 0), damaged, findings)
+        return findings
+
+    async def check_object(self, stored: ObjectRecord, damaged: frozenset[bytes]) -> Findings:
+        """Check an object. Raises as `check_volumes`."""
+        findings = Findings()
+        scan = ObjectScan(stored.root, block_count=stored.block_count, size_bytes=stored.size_bytes)
+        await self._check_new(scan, damaged, findings)
+        return findings
+
+    async def _check_new(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> None:
+        """Check a tree of which every node should be readable because the client has just written it."""
+        try:
+            await self._check(walk, damaged, findings)
+        except HoldfastError as error:
+            if error.code is not ErrorCode.MISSING:
+                raise
+            raise not_durable(error.block_ids) from error
+
+    async def _check(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> None:
+        collected: dict[bytes, None] = {}
+        while not walk.done:
+            blocks = await self._reader.fetch(walk.wanted(NODES_PER_READ), what="the index")
+            # Opening and parsing some dozens of nodes is milliseconds of pure computing: in a thread, so that
+            # heartbeats and other sessions are served meanwhile.
+            found = await asyncio.to_thread(self._digest, walk, blocks)
+            for ids in found:
+                collected.update(dict.fromkeys(ids))
+                findings.suspects.update(damaged.intersection(ids))
+            if len(collected) >= CHECKED_IDS:
+                await self._ask(collected, findings)
+                collected = {}
+        await self._ask(collected, findings)
+
+    def _digest(self, walk: Walk, blocks: Mapping[bytes, SealedBlock]) -> NewReferences:
+        walk.feed({block_id: self._opener.open(block) for block_id, block in blocks.items()})
+        return walk.take()
+
+    async def _ask(self, block_ids: Mapping[bytes, None], findings: Findings) -> None:
+        durability = await check_durable(self._pool, self._layouts, self._grants.presence_asker, block_ids)
+        if durability.missing:
+            raise not_durable(durability.missing)
+        findings.checked += len(block_ids)
+        findings.under_replicated += len(durability.under_replicated)
+
+
+def not_durable(block_ids: Sequence[bytes]) -> HoldfastError:
+    """Return the error for blocks that were named but are not on enough owners."""
+    return HoldfastError(
+        ErrorCode.NOT_DURABLE,
+        f"{len(block_ids)} blocks that the commit names are not on enough nodes; send them again and commit again",
+        facts={"missing": str(len(block_ids))},
+        block_ids=block_ids[:ERROR_BLOCK_IDS_MAX],
+    )

@@ -1,0 +1,229 @@
+"""Commits: making what a session wrote visible, at most once and only when it is durable. DESIGN section 10.
+
+One transaction makes the record visible and removes the session. It holds only while the session is the very one that
+began, the layouts are those under which durability was checked, and no damage was recorded since. Whatever happens to
+the coordinator in between, the session's id tells afterwards: if there is a record of that id, it is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from holdfast_coordinator import keyspace
+from holdfast_coordinator.barrier import Barrier, Findings, not_durable
+from holdfast_coordinator.commit_rules import (
+    check_belongs,
+    check_object_request,
+    check_point_request,
+    comparable,
+    new_object,
+    new_point,
+)
+from holdfast_coordinator.damage import Damage
+from holdfast_coordinator.keyspace import TenantKeyspace, object_place, point_place
+from holdfast_coordinator.metrics import CoordinatorMetrics
+from holdfast_coordinator.objects import Objects
+from holdfast_coordinator.points import Points
+from holdfast_coordinator.records import Stored, parse_number, still
+from holdfast_coordinator.sessions import Sessions, lapsed
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, attempt, contention
+from holdfast_coordinator.view import ClusterView, LayoutSet
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.keys import KeyRing
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.metadata.store import (
+    Absent,
+    Condition,
+    Exists,
+    MetadataStore,
+    ModRevisionIs,
+    Operation,
+    Put,
+)
+from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, SessionRecord
+from holdfast_proto.v1.state_pb2 import CommitObjectRequest, CommitPointRequest
+
+R = TypeVar("R", PointRecord, ObjectRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """That everything named is durable, and while what holds."""
+
+    layout_revision: int
+    mark: Condition
+    findings: Findings
+
+    @property
+    def conditions(self) -> list[Condition]:
+        return [ModRevisionIs(keyspace.LAYOUT_HEAD, self.layout_revision), self.mark]
+
+
+Check = Callable[[Barrier, frozenset[bytes]], Awaitable[Findings]]
+
+
+class Commits:
+    """Commits sessions of one tenant."""
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        space: TenantKeyspace,
+        *,
+        sessions: Sessions,
+        points: Points,
+        objects: Objects,
+        damage: Damage,
+        view: ClusterView,
+        barrier: Callable[[LayoutSet], Barrier],
+        ring: KeyRing,
+        clock: Clock,
+        metrics: CoordinatorMetrics,
+    ) -> None:
+        """Bind to the store; `barrier` makes one for a set of layouts."""
+        self._store = store
+        self._space = space
+        self._sessions = sessions
+        self._points = points
+        self._objects = objects
+        self._damage = damage
+        self._view = view
+        self._barrier = barrier
+        self._ring = ring
+        self._clock = clock
+        self._metrics = metrics
+
+    async def commit_point(self, request: CommitPointRequest) -> PointRecord:
+        """Make a session's point visible; if it is already, return it.
+
+        Raises:
+            HoldfastError: NOT_DURABLE with the missing ids; SESSION_LAPSED; MISMATCH for another parent;
+                INVALID_ARGUMENT, LIMIT_EXCEEDED, CORRUPT for what no honest client sends; UNREACHABLE if too few nodes
+                or the metadata store do not answer; CONFLICT under contention.
+        """
+        check_point_request(request)
+        checked: _Checked | None = None
+        for _ in range(ATTEMPTS_MAX):
+            session = await self._sessions.find(request.session_id)
+            if session is None:
+                made = await self._points.find(request.session_id)
+                if made is None:
+                    raise lapsed(request.session_id)
+                return made.message
+            check_belongs(session.message, request)
+            point = new_point(session.message, request, self._ring)
+            checked = await self._still_durable(checked, await self._point_check(session.message, point))
+            if checked is None:
+                continue
+            point.stats.under_replicated_blocks = checked.findings.under_replicated
+            if await self._publish_point(session, point, checked) is Outcome.APPLIED:
+                self._metrics.committed("point")
+                return point
+        raise contention(f"the commit of {request.session_id}")
+
+    async def commit_object(self, request: CommitObjectRequest) -> ObjectRecord:
+        """Make a session's object visible; if it is already, return it. Raises as `commit_point`."""
+        check_object_request(request)
+        checked: _Checked | None = None
+        for _ in range(ATTEMPTS_MAX):
+            session = await self._sessions.find(request.session_id)
+            if session is None:
+                made = await self._objects.find(request.session_id)
+                if made is None:
+                    raise lapsed(request.session_id)
+                return made.message
+            stored = new_object(session.message, request, self._ring)
+
+            async def check(barrier: Barrier, damaged: frozenset[bytes], stored: ObjectRecord = stored) -> Findings:
+                return await barrier.check_object(stored, damaged)
+
+            checked = await self._still_durable(checked, check)
+            if checked is None:
+                continue
+            stored.stats.under_replicated_blocks = checked.findings.under_replicated
+            if await self._publish_object(session, stored, checked) is Outcome.APPLIED:
+                self._metrics.committed("object")
+                return stored
+        raise contention(f"the commit of {request.session_id}")
+
+    async def _point_check(self, session: SessionRecord, point: PointRecord) -> Check:
+        """Return the check of a point against what its session builds on.
+
+        A parent or base that was forgotten meanwhile vouches no more by its record, so all is asked for.
+        """
+        parent = (await self._points.get(session.parent_id)).message if session.parent_id else None
+        base = (await self._points.get(session.base_id)).message if session.base_id else None
+        older = comparable(point.volumes, parent, base)
+
+        async def check(barrier: Barrier, damaged: frozenset[bytes]) -> Findings:
+            return await barrier.check_volumes(point.volumes, older, damaged)
+
+        return check
+
+    async def _still_durable(self, before: _Checked | None, check: Check) -> _Checked | None:
+        """Check unless an earlier check of this commit still holds; None: layouts or damage changed, decide anew.
+
+        Raises:
+            HoldfastError: what the barrier raises; NOT_DURABLE for blocks that are damaged and stay so.
+        """
+        mark = await self._damage.mark()
+        layout_set = await self._view.current_layouts()
+        if before is not None and (before.layout_revision, before.mark) == (layout_set.revision, mark):
+            return before
+        if layout_set.newest is None:
+            raise HoldfastError(ErrorCode.NOT_READY, "there is no layout yet, so nothing can be durable")
+        damaged = await self._damage.ids()
+        with self._metrics.barrier():
+            try:
+                findings = await check(self._barrier(layout_set), damaged)
+            except HoldfastError as error:
+                if error.code is not ErrorCode.WRONG_EPOCH:
+                    raise
+                # A node knows a newer layout than we read: it is in the store by now.
+                await self._view.fresh()
+                return None
+            if findings.suspects:
+                lost = await self._damage.heal(findings.suspects, layout_set.layouts)
+                if lost:
+                    raise not_durable(lost)
+                # The records are gone, so the next round vouches again; what was reported meanwhile it sees too.
+                return None
+        return _Checked(layout_set.revision, mark, findings)
+
+    async def _publish_point(self, session: Stored[SessionRecord], point: PointRecord, checked: _Checked) -> Outcome:
+        number_key = self._space.point_number(point.vm_id)
+        number = await self._store.get(number_key)
+        point.number = parse_number(number) + 1
+        point.created_unix_ms = self._clock.now_unix_ms()
+        place = point_place(point.vm_id, point.number)
+        conditions: list[Condition] = [
+            session.the_same,
+            *checked.conditions,
+            still(number_key, number),
+            Absent(self._space.point_id(point.point_id)),
+            Absent(self._space.point(place)),
+        ]
+        if point.parent_id:
+            conditions.append(Exists(self._space.point_id(point.parent_id)))
+        operations: list[Operation] = [
+            Put(self._space.point(place), point.SerializeToString()),
+            Put(self._space.point_id(point.point_id), place.encode()),
+            Put(number_key, str(point.number).encode()),
+            *self._sessions.closing(session.message),
+        ]
+        return await attempt(self._store, conditions, operations)
+
+    async def _publish_object(self, session: Stored[SessionRecord], stored: ObjectRecord, checked: _Checked) -> Outcome:
+        stored.created_unix_ms = self._clock.now_unix_ms()
+        place = object_place(stored.task_id, stored.created_unix_ms, stored.storage_id)
+        return await attempt(
+            self._store,
+            [session.the_same, *checked.conditions, Absent(self._space.object_id(stored.storage_id))],
+            [
+                Put(self._space.object(place), stored.SerializeToString()),
+                Put(self._space.object_id(stored.storage_id), place.encode()),
+                *self._sessions.closing(session.message),
+            ],
+        )

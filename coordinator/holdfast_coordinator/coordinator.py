@@ -1,0 +1,232 @@
+"""A coordinator: all parts around one metadata store, served on one address.
+
+It opens the store's cluster (making it if need be), keeps its copy of nodes and layouts fresh in the background, and
+serves until stopped. Any number of them may run over one store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from holdfast_coordinator import keyspace
+from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, RandomBytes, open_cluster
+from holdfast_coordinator.cluster_service import ClusterService
+from holdfast_coordinator.layouts import Layouts
+from holdfast_coordinator.membership import Membership
+from holdfast_coordinator.metrics import CoordinatorMetrics
+from holdfast_coordinator.records import count
+from holdfast_coordinator.state_service import StateService
+from holdfast_coordinator.tenant import open_tenant
+from holdfast_coordinator.view import ClusterView
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S, NODE_LEASE_TTL_S, SESSION_TTL_S
+from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.clock import Clock, SystemClock
+from holdfast_core.runtime.logs import get_log
+from holdfast_core.runtime.metadata.store import MetadataStore
+from holdfast_core.runtime.metrics import new_registry
+from holdfast_core.runtime.options import TlsFiles
+from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
+from holdfast_proto.v1 import cluster_pb2, state_pb2
+from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
+from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
+
+_COUNTING_INTERVAL_S: Final = 10.0
+_STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
+_CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorSettings:
+    """How a coordinator runs.
+
+    Attributes:
+        bind: HOST:PORT (port 0 takes a free one) or unix:PATH.
+        tls: own certificate; without one only this machine is served.
+        metrics_bind: HOST:PORT of the metrics page, None for none.
+        options: what the operator said of the cluster.
+        session_ttl_s: time without a keep-alive after which a session lapses.
+        node_lease_ttl_s: time without a heartbeat after which a node is down.
+        heartbeat_interval_s: time between heartbeats that nodes are asked for.
+    """
+
+    bind: str = "127.0.0.1:0"
+    tls: TlsFiles | None = None
+    metrics_bind: str | None = None
+    options: ClusterOptions = field(default_factory=ClusterOptions)
+    session_ttl_s: float = SESSION_TTL_S
+    node_lease_ttl_s: float = NODE_LEASE_TTL_S
+    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+
+
+class Coordinator:
+    """One coordinator over an open metadata store, which stays its owner's to close. Started once, stopped once."""
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        *,
+        master_key: bytes,
+        settings: CoordinatorSettings,
+        random_bytes: RandomBytes,
+        clock: Clock | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        """Take what it works with; `start` does the work."""
+        self._store = store
+        self._master_key = master_key
+        self._settings = settings
+        self._random_bytes = random_bytes
+        self._clock: Clock = clock or SystemClock()
+        self._registry = registry or new_registry()
+        self._metrics = CoordinatorMetrics(self._registry, self._clock)
+        self._view = ClusterView(store)
+        self._pool = NodePool(tls=settings.tls, clock=self._clock)
+        self._host: ServiceHost | None = None
+        self._background: asyncio.Task[None] | None = None
+
+    @property
+    def host(self) -> ServiceHost:
+        """The gRPC server, once `prepare` has run."""
+        if self._host is None:
+            raise RuntimeError("the coordinator has not been prepared")
+        return self._host
+
+    async def prepare(self) -> ServiceHost:
+        """Open the cluster, begin to follow it, and return the host, ready to be started.
+
+        Raises:
+            HoldfastError: as `open_cluster`; INVALID_ARGUMENT for an address that may not be served in plain text.
+        """
+        settings = self._settings
+        cluster = await open_cluster(
+            self._store, master_key=self._master_key, options=settings.options, random_bytes=self._random_bytes
+        )
+        host = ServiceHost(
+            "coordinator",
+            bind=settings.bind,
+            tls=settings.tls,
+            metrics_bind=settings.metrics_bind,
+            registry=self._registry,
+            clock=self._clock,
+        )
+        await self._view.fresh()
+        self._add_services(host, cluster)
+        self._host = host
+        self._background = asyncio.create_task(self._follow(cluster), name="coordinator-background")
+        return host
+
+    async def start(self) -> str:
+        """Open the cluster and serve it; return the address. Raises as `prepare`; CONFLICT if the address is taken."""
+        host = await self.prepare()
+        try:
+            await host.start()
+        except HoldfastError:
+            await self.close()
+            raise
+        return host.address
+
+    async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Drain, stop serving, and let go of everything but the store."""
+        if self._host is not None:
+            await self._host.stop(grace_s)
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of everything but the host and the store.
+
+        Raises:
+            HoldfastError: what ended the background work, if something did.
+        """
+        background, self._background = self._background, None
+        if background is not None:
+            background.cancel()
+            await asyncio.wait([background])
+        await self._pool.close()
+        if background is not None and not background.cancelled() and (failure := background.exception()):
+            raise failure
+
+    async def failed(self) -> HoldfastError:
+        """Wait until the background work ends, which it never does by itself, and return why."""
+        if self._background is not None:
+            await asyncio.wait([self._background])
+            if not self._background.cancelled() and isinstance(failure := self._background.exception(), HoldfastError):
+                return failure
+        return HoldfastError(ErrorCode.INTERNAL, "the coordinator lost its watch on the metadata store")
+
+    def _add_services(self, host: ServiceHost, cluster: Cluster) -> None:
+        settings = self._settings
+        tenant = open_tenant(
+            self._store,
+            cluster,
+            self._view,
+            self._pool,
+            clock=self._clock,
+            metrics=self._metrics,
+            session_ttl_s=settings.session_ttl_s,
+        )
+        host.add(
+            add_StateServiceServicer_to_server,
+            StateService(cluster, tenant, self._view, metrics=self._metrics, encrypted=settings.tls is not None),
+            _STATE_SERVICE,
+        )
+        host.add(
+            add_ClusterServiceServicer_to_server,
+            ClusterService(
+                self._store,
+                cluster,
+                self._view,
+                Membership(self._store, self._clock, lease_ttl_s=settings.node_lease_ttl_s),
+                Layouts(self._store, self._view, cluster),
+                heartbeat_interval_s=settings.heartbeat_interval_s,
+            ),
+            _CLUSTER_SERVICE,
+            endless_methods=["WatchCluster"],
+        )
+
+    async def _follow(self, cluster: Cluster) -> None:
+        async with plain_task_group() as group:
+            group.create_task(self._view.run())
+            group.create_task(self._log_changes())
+            group.create_task(self._count(keyspace.TenantKeyspace(cluster.secrets.tenant)))
+
+    async def _log_changes(self) -> None:
+        """Say in the log when a node comes, goes or fills up, and when the layout changes."""
+        log = get_log("coordinator")
+        known: dict[str, tuple[bool, bool]] = {}
+        epoch = 0
+        async for state in self._view.changes():
+            for node in state.nodes:
+                now = (node.up, node.full)
+                if known.get(node.node_id) != now:
+                    known[node.node_id] = now
+                    log.info("node", node_id=node.node_id, up=node.up, full=node.full, address=node.address)
+            newest = state.layout_set.newest
+            if newest is not None and newest.epoch != epoch:
+                epoch = newest.epoch
+                log.info("layout", epoch=epoch, nodes=len(newest.nodes), living=len(state.layout_set.layouts))
+
+    async def _count(self, space: keyspace.TenantKeyspace) -> None:
+        """Keep the gauges of the cluster's state fresh; while the store is away they keep what they showed last."""
+        while True:
+            try:
+                sessions_open = await count(self._store, space.sessions_prefix)
+            except HoldfastError as error:
+                if error.code is not ErrorCode.UNREACHABLE:
+                    raise
+            else:
+                state = self._view.state
+                newest = state.layout_set.newest
+                self._metrics.seen(
+                    sessions_open=sessions_open,
+                    nodes_up=len(state.up),
+                    nodes_down=len(state.nodes) - len(state.up),
+                    nodes_full=sum(node.up and node.full for node in state.nodes),
+                    layout_epoch=newest.epoch if newest else 0,
+                )
+            await self._clock.sleep(_COUNTING_INTERVAL_S)

@@ -1,0 +1,149 @@
+"""Every key of the metadata store, in one place. Docs: `docs/adr/0040-metadata-keys.md`.
+
+Values are messages of `records.proto` or `common.proto` unless the table says otherwise. T is a tenant's number in ten
+digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.model.names`), so parts never run together.
+
+| key below `holdfast/v1/` | value | lease |
+| --- | --- | --- |
+| `cluster` | ClusterRecord | |
+| `signing/KEY-ID` | WrappedSecret of an Ed25519 private key | |
+| `tenant-names/NAME` | the tenant's number in decimal | |
+| `collection-epoch` | decimal; absent means 0 | |
+| `layout/head` | decimal epoch of the newest layout; its revision is the revision of the whole layout set | |
+| `layout/epochs/EPOCH` | Layout, one key a living epoch | |
+| `node/records/NODE` | NodeRecord | |
+| `node/status/NODE` | NodeStatus of the last heartbeat, without `up` | |
+| `node/leases/NODE` | empty; alive while the node is up | node |
+| `t/T/keys` | WrappedSecret of TenantKeys | |
+| `t/T/vms/VM` | VmRecord | |
+| `t/T/points/VM/NUMBER` | PointRecord; NUMBER in twelve digits, so that a VM's points are one range, oldest first | |
+| `t/T/point-ids/POINT` | `VM/NUMBER` | |
+| `t/T/point-numbers/VM` | decimal number of the VM's newest point | |
+| `t/T/objects/TASK/TIME.OBJECT` | ObjectRecord; TIME in fifteen digits of milliseconds | |
+| `t/T/object-ids/OBJECT` | `TASK/TIME.OBJECT` | |
+| `t/T/sessions/SESSION` | SessionRecord | session |
+| `t/T/vm-sessions/VM` | id of the session that holds the VM | session |
+| `t/T/damage/ids/BLOCK` | id of the point or object that was being read; BLOCK in hexadecimal | |
+| `t/T/damage/head` | empty; written with every change of `damage/ids`, so that one condition covers them all | |
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ROOT: Final = "holdfast/v1/"
+
+CLUSTER: Final = _ROOT + "cluster"
+SIGNING_PREFIX: Final = _ROOT + "signing/"
+COLLECTION_EPOCH: Final = _ROOT + "collection-epoch"
+LAYOUT_PREFIX: Final = _ROOT + "layout/"
+LAYOUT_HEAD: Final = LAYOUT_PREFIX + "head"
+LAYOUT_EPOCHS_PREFIX: Final = LAYOUT_PREFIX + "epochs/"
+NODE_PREFIX: Final = _ROOT + "node/"
+NODE_RECORDS_PREFIX: Final = NODE_PREFIX + "records/"
+NODE_STATUS_PREFIX: Final = NODE_PREFIX + "status/"
+NODE_LEASES_PREFIX: Final = NODE_PREFIX + "leases/"
+
+
+def signing_key(key_id: str) -> str:
+    """Key of one wrapped signing key."""
+    return SIGNING_PREFIX + key_id
+
+
+def tenant_name(name: str) -> str:
+    """Key that maps a tenant's name to its number."""
+    return f"{_ROOT}tenant-names/{name}"
+
+
+def layout_epoch(epoch: int) -> str:
+    """Key of one living layout."""
+    return f"{LAYOUT_EPOCHS_PREFIX}{epoch:020d}"
+
+
+def node_record(node_id: str) -> str:
+    """Key of a node's registration."""
+    return NODE_RECORDS_PREFIX + node_id
+
+
+def node_status(node_id: str) -> str:
+    """Key of a node's last status."""
+    return NODE_STATUS_PREFIX + node_id
+
+
+def node_lease(node_id: str) -> str:
+    """Key that lives while the node is up."""
+    return NODE_LEASES_PREFIX + node_id
+
+
+class TenantKeyspace:
+    """Keys of one tenant; no key of another tenant can be made with it."""
+
+    def __init__(self, tenant: int) -> None:
+        """Take the tenant's number."""
+        self.tenant: Final = tenant
+        root = f"{_ROOT}t/{tenant:010d}/"
+        self.keys: Final = root + "keys"
+        self.vms_prefix: Final = root + "vms/"
+        self.points_prefix: Final = root + "points/"
+        self.point_ids_prefix: Final = root + "point-ids/"
+        self.objects_prefix: Final = root + "objects/"
+        self.object_ids_prefix: Final = root + "object-ids/"
+        self.sessions_prefix: Final = root + "sessions/"
+        self.damage_ids_prefix: Final = root + "damage/ids/"
+        self.damage_head: Final = root + "damage/head"
+        self._point_numbers: Final = root + "point-numbers/"
+        self._vm_sessions: Final = root + "vm-sessions/"
+
+    def vm(self, vm_id: str) -> str:
+        """Key of a VM's registration."""
+        return self.vms_prefix + vm_id
+
+    def points_of(self, vm_id: str) -> str:
+        """Prefix of a VM's points, oldest first."""
+        return f"{self.points_prefix}{vm_id}/"
+
+    def point(self, place: str) -> str:
+        """Key of a point's record, from what its `point_id` key holds."""
+        return self.points_prefix + place
+
+    def point_id(self, point_id: str) -> str:
+        """Key that says where a point's record is."""
+        return self.point_ids_prefix + point_id
+
+    def point_number(self, vm_id: str) -> str:
+        """Key of the number of a VM's newest point."""
+        return self._point_numbers + vm_id
+
+    def objects_of(self, task_id: str) -> str:
+        """Prefix of a task's objects, oldest first."""
+        return f"{self.objects_prefix}{task_id}/"
+
+    def object(self, place: str) -> str:
+        """Key of an object's record, from what its `object_id` key holds."""
+        return self.objects_prefix + place
+
+    def object_id(self, storage_id: str) -> str:
+        """Key that says where an object's record is."""
+        return self.object_ids_prefix + storage_id
+
+    def session(self, session_id: str) -> str:
+        """Key of an open session."""
+        return self.sessions_prefix + session_id
+
+    def vm_session(self, vm_id: str) -> str:
+        """Key that names the session holding a VM."""
+        return self._vm_sessions + vm_id
+
+    def damaged_block(self, block_id: bytes) -> str:
+        """Key that marks a block as lost."""
+        return self.damage_ids_prefix + block_id.hex()
+
+
+def point_place(vm_id: str, number: int) -> str:
+    """Where a point's record is: the value of its `point_id` key."""
+    return f"{vm_id}/{number:012d}"
+
+
+def object_place(task_id: str, created_unix_ms: int, storage_id: str) -> str:
+    """Where an object's record is: the value of its `object_id` key."""
+    return f"{task_id}/{created_unix_ms:015d}.{storage_id}"

@@ -1,0 +1,65 @@
+"""The coordinator's own metrics, beside those of calls that the service host counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from holdfast_core.runtime.clock import Clock
+
+# Seconds. A small object's barrier takes milliseconds, a terabyte's minutes.
+_BARRIER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+
+
+class CoordinatorMetrics:
+    """What a coordinator counts, and what it sees of the cluster."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        """Register the metrics."""
+        self._clock = clock
+        self._commits = Counter(
+            "holdfast_commits", "Records made visible by this coordinator.", ("kind",), registry=registry
+        )
+        self._sessions_begun = Counter(
+            "holdfast_sessions_begun", "Sessions opened or resumed by this coordinator.", ("kind",), registry=registry
+        )
+        self._sessions_open = Gauge(
+            "holdfast_sessions_open", "Open sessions of the cluster, as counted last.", registry=registry
+        )
+        self._nodes = Gauge("holdfast_nodes", "Registered storage nodes, by state.", ("state",), registry=registry)
+        self._layout_epoch = Gauge(
+            "holdfast_layout_epoch", "Newest layout epoch; 0 before the first.", registry=registry
+        )
+        self._barrier_seconds = Histogram(
+            "holdfast_barrier_seconds",
+            "Time that a commit waited for the check that all it names is durable.",
+            buckets=_BARRIER_BUCKETS,
+            registry=registry,
+        )
+
+    def committed(self, kind: str) -> None:
+        """Count a commit; `kind` is "point" or "object"."""
+        self._commits.labels(kind).inc()
+
+    def begun(self, kind: str) -> None:
+        """Count a session."""
+        self._sessions_begun.labels(kind).inc()
+
+    def seen(self, *, sessions_open: int, nodes_up: int, nodes_down: int, nodes_full: int, layout_epoch: int) -> None:
+        """Take over what was counted; a full node counts as up too."""
+        self._sessions_open.set(sessions_open)
+        for state, count in (("up", nodes_up), ("down", nodes_down), ("full", nodes_full)):
+            self._nodes.labels(state).set(count)
+        self._layout_epoch.set(layout_epoch)
+
+    @contextmanager
+    def barrier(self) -> Iterator[None]:
+        """Time a barrier, however it ends."""
+        began_s = self._clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self._barrier_seconds.observe(self._clock.monotonic_s() - began_s)

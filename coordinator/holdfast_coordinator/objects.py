@@ -1,0 +1,64 @@
+"""Stored objects that are visible: finding, listing and forgetting them. `commit` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.records import Stored, load, parse
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.names import check_id, check_name
+from holdfast_core.runtime.metadata.store import Delete, MetadataStore
+from holdfast_proto.v1.records_pb2 import ObjectRecord
+
+
+class Objects:
+    """Objects of one tenant. They outlive every VM; nothing but `forget` removes them."""
+
+    def __init__(self, store: MetadataStore, space: TenantKeyspace) -> None:
+        """Bind to the store."""
+        self._store = store
+        self._space = space
+
+    async def find(self, storage_id: str) -> Stored[ObjectRecord] | None:
+        """Return an object's record, None if there is no such id.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT for a malformed id.
+        """
+        check_id(storage_id, "storage id")
+        place = await self._store.get(self._space.object_id(storage_id))
+        if place is None:
+            return None
+        # Forgetting removes both keys at once, so that either read may find nothing.
+        return await load(self._store, self._space.object(place.value.decode()), ObjectRecord)
+
+    async def get(self, storage_id: str) -> Stored[ObjectRecord]:
+        """Return an object's record.
+
+        Raises:
+            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id.
+        """
+        found = await self.find(storage_id)
+        if found is None:
+            raise HoldfastError(ErrorCode.NOT_FOUND, f"there is no stored object {storage_id}")
+        return found
+
+    async def of_task(self, task_id: str) -> Sequence[ObjectRecord]:
+        """Return a task's objects, oldest first; nothing for an unknown task.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT for a malformed name.
+        """
+        check_name(task_id, "task name")
+        snapshot = await self._store.snapshot([self._space.objects_of(task_id)])
+        return [parse(item, ObjectRecord).message for item in snapshot.items]
+
+    async def forget(self, storage_id: str) -> None:
+        """Remove an object's record; its blocks fall to collection.
+
+        Raises:
+            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id.
+        """
+        found = await self.get(storage_id)
+        await self._store.txn([], [Delete(self._space.object_id(storage_id)), Delete(found.key)])

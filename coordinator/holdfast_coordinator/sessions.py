@@ -1,0 +1,311 @@
+"""Open sessions: beginning, keeping and ending them. DESIGN section 10; `docs/adr/0041-sessions.md`.
+
+A session is two keys under one lease: its record, and for a point the key that holds the VM. Both are made, and both
+removed, by one transaction each; when the lease ends, the store removes both at once. Whoever takes over deletes the
+first session's record in the transaction that makes the second: from then on the first cannot commit, whatever it does.
+The id is made from the caller's nonce, so that the same Begin sent again, to any coordinator, finds what it made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from holdfast_coordinator import keyspace
+from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.lineage import choose_parent
+from holdfast_coordinator.points import Points, roots_of
+from holdfast_coordinator.records import Stored, load, parse_number, still
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, attempt, contention
+from holdfast_coordinator.vms import Vms
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.names import BACKUP_PREFIX, OBJECT_PREFIX, SNAPSHOT_PREFIX, check_id, check_name, make_id
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.metadata.store import Absent, Condition, Delete, MetadataStore, Operation, Put
+from holdfast_proto.v1.records_pb2 import PointRecord, SessionRecord, VmRecord
+from holdfast_proto.v1.state_pb2 import BeginObjectRequest, BeginPointRequest
+
+NONCE_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PointSession:
+    """An open session for a point, with what it builds on."""
+
+    record: SessionRecord
+    vm: VmRecord
+    parent: PointRecord | None
+    base: PointRecord | None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a Begin read, and the conditions under which that stays true."""
+
+    vm: VmRecord
+    parent: PointRecord | None = None
+    base: PointRecord | None = None
+    conditions: list[Condition] = field(default_factory=list)
+    fencing: list[Operation] = field(default_factory=list)
+
+
+class Sessions:
+    """Sessions of one tenant."""
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        space: TenantKeyspace,
+        *,
+        vms: Vms,
+        points: Points,
+        key_epoch: int,
+        clock: Clock,
+        ttl_s: float,
+    ) -> None:
+        """Bind to the store; `key_epoch` is what new sessions seal with, `ttl_s` the term of a lease."""
+        self._store = store
+        self._space = space
+        self._vms = vms
+        self._points = points
+        self._key_epoch = key_epoch
+        self._clock = clock
+        self.ttl_s = ttl_s
+
+    async def begin_point(self, request: BeginPointRequest) -> PointSession:
+        """Open a session for a point, or find the one that the same request opened.
+
+        Raises:
+            HoldfastError: NOT_FOUND, MISMATCH, NO_PARENT for what it names; BUSY with `seconds_left` while another
+                session holds the VM; ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT;
+                CONFLICT under contention.
+        """
+        session_id = _session_id(BACKUP_PREFIX if request.incremental else SNAPSHOT_PREFIX, request.nonce)
+        check_name(request.vm_id, "VM name")
+        if request.incremental and not request.snapshot_id:
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a backup names the snapshot that its lineage starts from")
+        if not request.incremental and (request.snapshot_id or request.parent_id):
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a snapshot has no parent; make a backup instead")
+        for _ in range(ATTEMPTS_MAX):
+            resumed = await self._resume(session_id, request.vm_id)
+            if resumed is not None:
+                return resumed
+            plan = await self._plan(request, session_id)
+            if plan is None:
+                continue
+            record = await self._new_record(session_id)
+            record.vm_id = request.vm_id
+            record.parent_id = plan.parent.point_id if plan.parent else ""
+            record.base_id = plan.base.point_id if plan.base else ""
+            record.pinned_roots = b"".join(
+                root for point in (plan.parent, plan.base) if point for root in roots_of(point.volumes)
+            )
+            holds_vm = Put(self._space.vm_session(request.vm_id), session_id.encode(), record.lease_id)
+            if await self._open(record, plan.conditions, [holds_vm, *plan.fencing]):
+                return PointSession(record, plan.vm, plan.parent, plan.base)
+        raise contention(f"the session for {request.vm_id}")
+
+    async def begin_object(self, request: BeginObjectRequest) -> SessionRecord:
+        """Open a session for an object, or find the one that the same request opened.
+
+        Raises:
+            HoldfastError: ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT; CONFLICT.
+        """
+        session_id = _session_id(OBJECT_PREFIX, request.nonce)
+        check_name(request.task_id, "task name")
+        for _ in range(ATTEMPTS_MAX):
+            found = await self.find(session_id)
+            if found is not None and await self._renewed(found):
+                if found.message.task_id != request.task_id:
+                    raise _nonce_used(session_id)
+                return found.message
+            if await self._store.get(self._space.object_id(session_id)) is not None:
+                raise _nonce_used(session_id)
+            record = await self._new_record(session_id)
+            record.task_id = request.task_id
+            if await self._open(record, [Absent(self._space.object_id(session_id))], []):
+                return record
+        raise contention(f"the session for an object of {request.task_id}")
+
+    async def find(self, session_id: str) -> Stored[SessionRecord] | None:
+        """Return an open session, None if there is none of that id.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT for a malformed id.
+        """
+        check_id(session_id, "session id")
+        return await load(self._store, self._space.session(session_id), SessionRecord)
+
+    async def get(self, session_id: str) -> Stored[SessionRecord]:
+        """Return an open session. Raises SESSION_LAPSED if there is none of that id."""
+        found = await self.find(session_id)
+        if found is None:
+            raise lapsed(session_id)
+        return found
+
+    async def keep_alive(self, session_id: str) -> tuple[SessionRecord, float]:
+        """Give a session a new full term; return it with the seconds it has.
+
+        Raises:
+            HoldfastError: SESSION_LAPSED if it has ended, was taken over, or never was.
+        """
+        found = await self.get(session_id)
+        try:
+            return found.message, await self._store.keep_lease(found.message.lease_id)
+        except HoldfastError as error:
+            if error.code is ErrorCode.NOT_FOUND:
+                raise lapsed(session_id) from error
+            raise
+
+    async def abort(self, session_id: str) -> None:
+        """End a session without a result; nothing happens if it has ended already, whichever way."""
+        for _ in range(ATTEMPTS_MAX):
+            found = await self.find(session_id)
+            if found is None:
+                return
+            outcome = await attempt(self._store, [found.the_same], self.closing(found.message))
+            if outcome is Outcome.APPLIED:
+                return
+        raise contention(f"the end of the session {session_id}")
+
+    def closing(self, record: SessionRecord) -> list[Operation]:
+        """Return the operations that remove a session; only together with its `the_same` condition."""
+        operations: list[Operation] = [Delete(self._space.session(record.session_id))]
+        if record.vm_id:
+            operations.append(Delete(self._space.vm_session(record.vm_id)))
+        return operations
+
+    async def _resume(self, session_id: str, vm_id: str) -> PointSession | None:
+        """Return the session that this id has already, None if there is none."""
+        found = await self.find(session_id)
+        if found is None:
+            if await self._store.get(self._space.point_id(session_id)) is not None:
+                raise _nonce_used(session_id)
+            return None
+        record = found.message
+        if record.vm_id != vm_id:
+            raise _nonce_used(session_id)
+        if not await self._renewed(found):
+            return None
+        vm = (await self._vms.get(vm_id)).message
+        parent = (await self._points.get(record.parent_id)).message if record.parent_id else None
+        base = (await self._points.get(record.base_id)).message if record.base_id else None
+        return PointSession(record, vm, parent, base)
+
+    async def _plan(self, request: BeginPointRequest, session_id: str) -> _Plan | None:
+        """Read all that a new session depends on; None if the VM's holder vanished meanwhile."""
+        vm = await self._vms.get(request.vm_id)
+        # Read before the points: any point that becomes visible later changes it, and so the newest parent stays so.
+        number_key = self._space.point_number(request.vm_id)
+        number = await self._store.get(number_key)
+        plan = _Plan(vm.message, conditions=[vm.unchanged, still(number_key, number)])
+        plan.conditions.append(Absent(self._space.point_id(session_id)))
+        if request.incremental:
+            parent = await self._parent(request)
+            plan.parent = parent.message
+            plan.conditions.append(parent.unchanged)
+        if request.base_id:
+            base = await self._points.get(request.base_id, what="base point")
+            if base.message.forgotten:
+                raise HoldfastError(ErrorCode.NOT_FOUND, f"the base point {request.base_id} was forgotten")
+            plan.base = base.message
+            if plan.parent is None or base.message.point_id != plan.parent.point_id:
+                plan.conditions.append(base.unchanged)
+        return plan if await self._plan_holder(request, plan) else None
+
+    async def _parent(self, request: BeginPointRequest) -> Stored[PointRecord]:
+        for point_id, what in ((request.snapshot_id, "snapshot"), (request.parent_id, "parent")):
+            if not point_id:
+                continue
+            named = await self._points.get(point_id, what=what)
+            if named.message.vm_id != request.vm_id:
+                raise HoldfastError(
+                    ErrorCode.MISMATCH,
+                    f"the {what} {point_id} is of the VM {named.message.vm_id}, not of {request.vm_id}",
+                )
+        points: Sequence[Stored[PointRecord]] = await self._points.of_vm(request.vm_id)
+        chosen = choose_parent(request.snapshot_id, request.parent_id, [point.message for point in points])
+        return next(point for point in points if point.message.point_id == chosen.point_id)
+
+    async def _plan_holder(self, request: BeginPointRequest, plan: _Plan) -> bool:
+        """Add what it takes to hold the VM; False if the present holder vanished while it was looked at.
+
+        Raises:
+            HoldfastError: BUSY while another session holds it and the request does not take over.
+        """
+        key = self._space.vm_session(request.vm_id)
+        holder = await self._store.get(key)
+        plan.conditions.append(still(key, holder))
+        if holder is None:
+            return True
+        holder_id = holder.value.decode()
+        if request.takeover:
+            plan.fencing.append(Delete(self._space.session(holder_id)))
+            return True
+        try:
+            left_s = await self._store.lease_left(holder.lease_id)
+        except HoldfastError as error:
+            if error.code is ErrorCode.NOT_FOUND:
+                return False
+            raise
+        raise HoldfastError(
+            ErrorCode.BUSY,
+            f"the VM {request.vm_id} is held by the session {holder_id} for another {math.ceil(left_s)} s unless that "
+            "is kept alive; wait, or take over",
+            facts={"seconds_left": str(math.ceil(left_s)), "session_id": holder_id},
+        )
+
+    async def _renewed(self, found: Stored[SessionRecord]) -> bool:
+        """Give the session a full term again; False if its lease ended just now."""
+        try:
+            await self._store.keep_lease(found.message.lease_id)
+        except HoldfastError as error:
+            if error.code is ErrorCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+    async def _new_record(self, session_id: str) -> SessionRecord:
+        return SessionRecord(
+            session_id=session_id,
+            key_epoch=self._key_epoch,
+            started_unix_ms=self._clock.now_unix_ms(),
+            lease_id=await self._store.grant_lease(self.ttl_s),
+        )
+
+    async def _open(
+        self, record: SessionRecord, conditions: Sequence[Condition], operations: Sequence[Operation]
+    ) -> bool:
+        """Make the session visible with the collection epoch of that very moment; False: read again and decide."""
+        epoch = await self._store.get(keyspace.COLLECTION_EPOCH)
+        record.collection_epoch = parse_number(epoch)
+        key = self._space.session(record.session_id)
+        outcome = await attempt(
+            self._store,
+            [Absent(key), still(keyspace.COLLECTION_EPOCH, epoch), *conditions],
+            [Put(key, record.SerializeToString(), record.lease_id), *operations],
+        )
+        return outcome is Outcome.APPLIED
+
+
+def lapsed(session_id: str) -> HoldfastError:
+    """Return the error for a session that is no longer open."""
+    return HoldfastError(
+        ErrorCode.SESSION_LAPSED,
+        f"the session {session_id} has lapsed, was taken over, or never was; nothing of it is visible, begin again",
+    )
+
+
+def _nonce_used(session_id: str) -> HoldfastError:
+    return HoldfastError(
+        ErrorCode.ALREADY_EXISTS, f"the nonce made the id {session_id} before, for something else; draw another"
+    )
+
+
+def _session_id(prefix: str, nonce: bytes) -> str:
+    if len(nonce) != NONCE_BYTES:
+        raise HoldfastError(
+            ErrorCode.INVALID_ARGUMENT, f"the nonce has {len(nonce)} bytes; a session takes {NONCE_BYTES} random ones"
+        )
+    return make_id(prefix, nonce)

@@ -1,0 +1,86 @@
+"""The parts that serve one tenant, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast_coordinator.barrier import Barrier
+from holdfast_coordinator.bootstrap import Cluster
+from holdfast_coordinator.commit import Commits
+from holdfast_coordinator.damage import Damage
+from holdfast_coordinator.grants import Grants
+from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.metrics import CoordinatorMetrics
+from holdfast_coordinator.objects import Objects
+from holdfast_coordinator.points import Points
+from holdfast_coordinator.sessions import Sessions
+from holdfast_coordinator.stats import Stats
+from holdfast_coordinator.view import ClusterView, LayoutSet
+from holdfast_coordinator.vms import Vms
+from holdfast_core.model.keys import KeyRing
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.metadata.store import MetadataStore
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Everything that works on one tenant's keys."""
+
+    grants: Grants
+    vms: Vms
+    points: Points
+    objects: Objects
+    sessions: Sessions
+    damage: Damage
+    commits: Commits
+    stats: Stats
+
+
+def open_tenant(
+    store: MetadataStore,
+    cluster: Cluster,
+    view: ClusterView,
+    pool: NodePool,
+    *,
+    clock: Clock,
+    metrics: CoordinatorMetrics,
+    session_ttl_s: float,
+) -> Tenant:
+    """Put the parts of the cluster's tenant together."""
+    space = TenantKeyspace(cluster.secrets.tenant)
+    ring = KeyRing(cluster.secrets)
+    grants = Grants(cluster, clock)
+    vms = Vms(store, space, clock)
+    points = Points(store, space)
+    objects = Objects(store, space)
+    sessions = Sessions(
+        store,
+        space,
+        vms=vms,
+        points=points,
+        key_epoch=ring.data_epoch_newest if ring.has_data else 0,
+        clock=clock,
+        ttl_s=session_ttl_s,
+    )
+    damage = Damage(store, space, view, pool, grants.presence_asker)
+
+    def barrier(layout_set: LayoutSet) -> Barrier:
+        pool.update(view.state.nodes)
+        return Barrier(pool, layout_set.layouts, grants, ring.opener())
+
+    commits = Commits(
+        store,
+        space,
+        sessions=sessions,
+        points=points,
+        objects=objects,
+        damage=damage,
+        view=view,
+        barrier=barrier,
+        ring=ring,
+        clock=clock,
+        metrics=metrics,
+    )
+    stats = Stats(store, space, vms=vms, points=points, view=view)
+    return Tenant(grants, vms, points, objects, sessions, damage, commits, stats)
