@@ -127,6 +127,7 @@ class Coordinator:
         try:
             await host.start()
         except HoldfastError:
+            self._host = None
             await self.close()
             raise
         return host.address

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import typer
-
+from holdfast_coordinator import command_options as opt
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.master_key import create_master_key as make_master_key
@@ -27,7 +26,7 @@ from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.options import TlsFiles, parse_addresses, tls_files
-from holdfast_core.runtime.server import termination_signals
+from holdfast_core.runtime.signals import termination_signals
 
 DEFAULT_BIND: Final = "127.0.0.1:7400"
 METADATA_FILE: Final = "metadata.sqlite"
@@ -46,65 +45,24 @@ class Etcd:
 
 def command(
     *,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOLDFAST_DATA",
-            help="Directory for the embedded metadata and, unless named elsewhere, the master key. Not needed with "
-            "--etcd and --master-key.",
-        ),
-    ] = None,
-    bind: Annotated[str, typer.Option(envvar="HOLDFAST_BIND", help="HOST:PORT to serve on.")] = DEFAULT_BIND,
-    etcd: Annotated[
-        str | None,
-        typer.Option(envvar="HOLDFAST_ETCD", help="HOST:PORT[,…] of etcd; without it metadata is embedded in --data."),
-    ] = None,
-    etcd_ca: Annotated[Path | None, typer.Option(envvar="HOLDFAST_ETCD_CA", help="CA of etcd's certificates.")] = None,
-    etcd_cert: Annotated[
-        Path | None, typer.Option(envvar="HOLDFAST_ETCD_CERT", help="Own certificate towards etcd.")
-    ] = None,
-    etcd_key: Annotated[Path | None, typer.Option(envvar="HOLDFAST_ETCD_KEY", help="Key of that certificate.")] = None,
-    etcd_user: Annotated[
-        str,
-        typer.Option(envvar="HOLDFAST_ETCD_USER", help="User of etcd; its password is in HOLDFAST_ETCD_PASSWORD."),
-    ] = "",
-    etcd_password: Annotated[str, typer.Option(envvar="HOLDFAST_ETCD_PASSWORD", hidden=True)] = "",
-    nodes: Annotated[
-        int | None,
-        typer.Option(envvar="HOLDFAST_NODES", help="Storage nodes to wait for before the first layout forms."),
-    ] = None,
-    replicas: Annotated[
-        int | None,
-        typer.Option(envvar="HOLDFAST_REPLICAS", help="Copies of each block, fixed when the cluster is made (3)."),
-    ] = None,
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            envvar="HOLDFAST_PARTITIONS", help="Partitions, a power of two, fixed when the cluster is made (4096)."
-        ),
-    ] = None,
-    master_key: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOLDFAST_MASTER_KEY",
-            help="File of the master key: 32 raw bytes or 64 hexadecimal digits (DATA/master.key).",
-        ),
-    ] = None,
-    create_master_key: Annotated[
-        bool,
-        typer.Option(
-            envvar="HOLDFAST_CREATE_MASTER_KEY", help="Make the master key if there is none. Losing it loses the data."
-        ),
-    ] = False,
-    metrics: Annotated[
-        str | None, typer.Option(envvar="HOLDFAST_METRICS", help="HOST:PORT of the Prometheus metrics page.")
-    ] = None,
-    tls_ca: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")] = None,
-    log_level: Annotated[
-        str, typer.Option(envvar="HOLDFAST_LOG_LEVEL", help="debug, info, warning or error.")
-    ] = "info",
+    data: opt.Data = None,
+    bind: opt.Bind = DEFAULT_BIND,
+    etcd: opt.EtcdAddresses = None,
+    etcd_ca: opt.EtcdCa = None,
+    etcd_cert: opt.EtcdCert = None,
+    etcd_key: opt.EtcdKey = None,
+    etcd_user: opt.EtcdUser = "",
+    etcd_password: opt.EtcdPassword = "",
+    nodes: opt.Nodes = None,
+    replicas: opt.Replicas = None,
+    partitions: opt.Partitions = None,
+    master_key: opt.MasterKey = None,
+    create_master_key: opt.CreateMasterKey = False,
+    metrics: opt.Metrics = None,
+    tls_ca: opt.TlsCa = None,
+    tls_cert: opt.TlsCert = None,
+    tls_key: opt.TlsKey = None,
+    log_level: opt.LogLevel = "info",
 ) -> None:
     """Run a coordinator until SIGTERM or SIGINT."""
     configure_logs("coordinator", level=log_level)
@@ -138,7 +96,8 @@ def _master_key(path: Path | None, data: Path | None, *, create: bool) -> bytes:
         if data is None:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "name the master key's file with --master-key, or --data")
         path = data / MASTER_KEY_FILE
-    if not create:
+    if not create or (data is not None and (data / METADATA_FILE).exists()):
+        # A new key would fit nothing that metadata which exists already holds.
         return read_master_key(path)
     _make_directory(path.parent)
     return make_master_key(path, random_bytes=secrets.token_bytes)

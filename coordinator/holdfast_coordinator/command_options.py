@@ -1,0 +1,65 @@
+"""The options of `holdfast coordinator`, each also read from a variable of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+Data: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HOLDFAST_DATA",
+        help="Directory for the embedded metadata and, unless named elsewhere, the master key. Not needed with --etcd "
+        "and --master-key.",
+    ),
+]
+Bind: TypeAlias = Annotated[str, typer.Option(envvar="HOLDFAST_BIND", help="HOST:PORT to serve on.")]
+EtcdAddresses: TypeAlias = Annotated[
+    str | None,
+    typer.Option(envvar="HOLDFAST_ETCD", help="HOST:PORT[,…] of etcd; without it metadata is embedded in --data."),
+]
+EtcdCa: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_ETCD_CA", help="CA of etcd's certificates.")]
+EtcdCert: TypeAlias = Annotated[
+    Path | None, typer.Option(envvar="HOLDFAST_ETCD_CERT", help="Own certificate towards etcd.")
+]
+EtcdKey: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_ETCD_KEY", help="Key of that certificate.")]
+EtcdUser: TypeAlias = Annotated[
+    str, typer.Option(envvar="HOLDFAST_ETCD_USER", help="User of etcd; its password is in HOLDFAST_ETCD_PASSWORD.")
+]
+EtcdPassword: TypeAlias = Annotated[str, typer.Option(envvar="HOLDFAST_ETCD_PASSWORD", hidden=True)]
+Nodes: TypeAlias = Annotated[
+    int | None,
+    typer.Option(envvar="HOLDFAST_NODES", help="Storage nodes to wait for before the first layout forms."),
+]
+Replicas: TypeAlias = Annotated[
+    int | None,
+    typer.Option(envvar="HOLDFAST_REPLICAS", help="Copies of each block, fixed when the cluster is made (3)."),
+]
+Partitions: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        envvar="HOLDFAST_PARTITIONS", help="Partitions, a power of two, fixed when the cluster is made (4096)."
+    ),
+]
+MasterKey: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HOLDFAST_MASTER_KEY",
+        help="File of the master key: 32 raw bytes or 64 hexadecimal digits (DATA/master.key).",
+    ),
+]
+CreateMasterKey: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        envvar="HOLDFAST_CREATE_MASTER_KEY", help="Make the master key if there is none. Losing it loses the data."
+    ),
+]
+Metrics: TypeAlias = Annotated[
+    str | None, typer.Option(envvar="HOLDFAST_METRICS", help="HOST:PORT of the Prometheus metrics page.")
+]
+TlsCa: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")]
+TlsCert: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")]
+TlsKey: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")]
+LogLevel: TypeAlias = Annotated[str, typer.Option(envvar="HOLDFAST_LOG_LEVEL", help="debug, info, warning or error.")]
