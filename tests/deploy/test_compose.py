@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
+import unittest.mock
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +48,9 @@ def program_faults(service: str, definition: dict[str, Any]) -> list[str]:
     entry = OURS[service]
     faults = []
     try:
-        commands.check([*entry, *definition["command"]])
+        # What a variable gives is parsed too.
+        with unittest.mock.patch.dict(os.environ, definition["environment"]):
+            commands.check([*entry, *definition["command"]])
     except commands.Mistyped as error:
         faults.append(str(error))
     words = list(entry) or definition["command"]

@@ -97,7 +97,7 @@ def test_the_readme_shows_commands_and_a_wrong_one_is_refused() -> None:
 
 def test_every_option_and_variable_is_documented() -> None:
     text = text_of(Path("docs/configuration.md"))
-    for leaf in commands.leaves():
+    for leaf in [(), *commands.leaves()]:
         for name in commands.options_of(leaf):
             assert f"`{name}" in text or name in {"--help", "-h"}, f"holdfast {' '.join(leaf)} {name}"
         for name in commands.variables_of(leaf):

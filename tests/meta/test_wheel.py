@@ -85,7 +85,7 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
-            raise ImportError(f"a bare install has no {name}")
+            raise ModuleNotFoundError(f"a bare install has no {name}", name=name)
 BLOCKED = frozenset(sys.argv[1].split(","))
 sys.meta_path.insert(0, Blocker())
 """
