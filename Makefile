@@ -13,6 +13,7 @@ help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: .venv/.complete ## make .venv with everything that development needs
+	@echo "set up; .venv/bin/holdfast --help"
 
 demo: setup ## run the main job on this machine and print what it measured
 	$(BIN)/holdfast demo
