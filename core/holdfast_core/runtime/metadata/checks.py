@@ -7,10 +7,17 @@ but a deployment must be able to move from one to the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import KIB, MIB
+from holdfast_core.model.limits import (
+    METADATA_KEY_BYTES_MAX,
+    METADATA_LEASE_TTL_S_MAX,
+    METADATA_PAGE_ITEMS_MAX,
+    METADATA_PREFIXES_MAX,
+    METADATA_TXN_BYTES_MAX,
+    METADATA_TXN_OPERATIONS_MAX,
+    METADATA_VALUE_BYTES_MAX,
+)
 from holdfast_core.runtime.metadata.store import (
     Absent,
     Condition,
@@ -21,21 +28,12 @@ from holdfast_core.runtime.metadata.store import (
     Put,
 )
 
-KEY_BYTES_MAX: Final = 1 * KIB
-VALUE_BYTES_MAX: Final = 1 * MIB
-TXN_OPERATIONS_MAX: Final = 128
-# Keys and values of all conditions and operations together; the rest of etcd's 1.5 MiB is for the message around them.
-TXN_BYTES_MAX: Final = 1280 * KIB
-PREFIXES_MAX: Final = 64
-PAGE_ITEMS_MAX: Final = 10_000
-LEASE_TTL_S_MAX: Final = 86_400.0
-
 
 def key_bytes(key: str) -> bytes:
     """Return the key as it is stored.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT if it is empty or not text; LIMIT_EXCEEDED above `KEY_BYTES_MAX` bytes.
+        HoldfastError: INVALID_ARGUMENT if it is empty or not text; LIMIT_EXCEEDED above `METADATA_KEY_BYTES_MAX` bytes.
     """
     if not key:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a metadata key is empty")
@@ -48,9 +46,9 @@ def prefix_bytes(prefix: str) -> bytes:
         data = prefix.encode()
     except UnicodeEncodeError as error:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"the metadata key {prefix!r} is not Unicode text") from error
-    if len(data) > KEY_BYTES_MAX:
+    if len(data) > METADATA_KEY_BYTES_MAX:
         raise HoldfastError(
-            ErrorCode.LIMIT_EXCEEDED, f"a metadata key has {len(data)} bytes; {KEY_BYTES_MAX} are allowed"
+            ErrorCode.LIMIT_EXCEEDED, f"a metadata key has {len(data)} bytes; {METADATA_KEY_BYTES_MAX} are allowed"
         )
     return data
 
@@ -67,13 +65,14 @@ def covering_prefixes(prefixes: Sequence[str]) -> list[bytes]:
     """Return the prefixes sorted and without those that another one covers, so that each key is met once.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT for none at all; LIMIT_EXCEEDED for more than `PREFIXES_MAX`; as `key_bytes`.
+        HoldfastError: INVALID_ARGUMENT for none at all; LIMIT_EXCEEDED for more than `METADATA_PREFIXES_MAX`;
+            as `key_bytes`.
     """
     if not prefixes:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a snapshot of the metadata store names no prefix")
-    if len(prefixes) > PREFIXES_MAX:
+    if len(prefixes) > METADATA_PREFIXES_MAX:
         raise HoldfastError(
-            ErrorCode.LIMIT_EXCEEDED, f"a snapshot names {len(prefixes)} prefixes; {PREFIXES_MAX} are allowed"
+            ErrorCode.LIMIT_EXCEEDED, f"a snapshot names {len(prefixes)} prefixes; {METADATA_PREFIXES_MAX} are allowed"
         )
     covering: list[bytes] = []
     for prefix in sorted(map(prefix_bytes, prefixes)):
@@ -86,25 +85,27 @@ def check_page(*, limit: int) -> None:
     """Check the size of a page.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT if it is not positive; LIMIT_EXCEEDED above `PAGE_ITEMS_MAX`.
+        HoldfastError: INVALID_ARGUMENT if it is not positive; LIMIT_EXCEEDED above `METADATA_PAGE_ITEMS_MAX`.
     """
     if limit < 1:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"a page of {limit} items holds nothing")
-    if limit > PAGE_ITEMS_MAX:
-        raise HoldfastError(ErrorCode.LIMIT_EXCEEDED, f"a page of {limit} items is too large; {PAGE_ITEMS_MAX} at most")
+    if limit > METADATA_PAGE_ITEMS_MAX:
+        raise HoldfastError(
+            ErrorCode.LIMIT_EXCEEDED, f"a page of {limit} items is too large; {METADATA_PAGE_ITEMS_MAX} at most"
+        )
 
 
 def check_ttl(ttl_s: float) -> None:
     """Check the term of a lease.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT if it is not positive; LIMIT_EXCEEDED above `LEASE_TTL_S_MAX`.
+        HoldfastError: INVALID_ARGUMENT if it is not positive; LIMIT_EXCEEDED above `METADATA_LEASE_TTL_S_MAX`.
     """
     if not ttl_s > 0:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"a lease of {ttl_s} seconds has no term")
-    if ttl_s > LEASE_TTL_S_MAX:
+    if ttl_s > METADATA_LEASE_TTL_S_MAX:
         raise HoldfastError(
-            ErrorCode.LIMIT_EXCEEDED, f"a lease of {ttl_s} seconds is too long; {LEASE_TTL_S_MAX:.0f} at most"
+            ErrorCode.LIMIT_EXCEEDED, f"a lease of {ttl_s} seconds is too long; {METADATA_LEASE_TTL_S_MAX:.0f} at most"
         )
 
 
@@ -116,9 +117,9 @@ def check_txn(conditions: Sequence[Condition], operations: Sequence[Operation]) 
             LIMIT_EXCEEDED beyond this module's limits.
     """
     for what, count in (("conditions", len(conditions)), ("operations", len(operations))):
-        if count > TXN_OPERATIONS_MAX:
+        if count > METADATA_TXN_OPERATIONS_MAX:
             raise HoldfastError(
-                ErrorCode.LIMIT_EXCEEDED, f"a transaction has {count} {what}; {TXN_OPERATIONS_MAX} are allowed"
+                ErrorCode.LIMIT_EXCEEDED, f"a transaction has {count} {what}; {METADATA_TXN_OPERATIONS_MAX} are allowed"
             )
     total = sum(len(key_bytes(condition.key)) for condition in conditions)
     seen: set[str] = set()
@@ -131,9 +132,10 @@ def check_txn(conditions: Sequence[Condition], operations: Sequence[Operation]) 
         seen.add(operation.key)
         if isinstance(operation, Put):
             total += _checked_value_bytes(operation)
-    if total > TXN_BYTES_MAX:
+    if total > METADATA_TXN_BYTES_MAX:
         raise HoldfastError(
-            ErrorCode.LIMIT_EXCEEDED, f"a transaction has {total} bytes of keys and values; {TXN_BYTES_MAX} are allowed"
+            ErrorCode.LIMIT_EXCEEDED,
+            f"a transaction has {total} bytes of keys and values; {METADATA_TXN_BYTES_MAX} are allowed",
         )
 
 
@@ -151,10 +153,10 @@ def holds(condition: Condition, *, create_revision: int, mod_revision: int) -> b
 
 
 def _checked_value_bytes(put: Put) -> int:
-    if len(put.value) > VALUE_BYTES_MAX:
+    if len(put.value) > METADATA_VALUE_BYTES_MAX:
         raise HoldfastError(
             ErrorCode.LIMIT_EXCEEDED,
-            f"the value of {put.key!r} has {len(put.value)} bytes; {VALUE_BYTES_MAX} are allowed",
+            f"the value of {put.key!r} has {len(put.value)} bytes; {METADATA_VALUE_BYTES_MAX} are allowed",
         )
     if put.lease_id < 0:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"the lease {put.lease_id} of {put.key!r} is not a lease id")

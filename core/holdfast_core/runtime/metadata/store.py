@@ -139,9 +139,9 @@ class MetadataStore(Protocol):
         """Apply all operations if all conditions hold, else nothing. Durable when it returns.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT if a key is operated on twice; LIMIT_EXCEEDED for more than
-                `TXN_OPERATIONS_MAX` conditions or operations or too many bytes; NOT_FOUND if the conditions hold and
-                a lease that a put names is gone; UNREACHABLE as the module says.
+            HoldfastError: INVALID_ARGUMENT if a key is operated on twice; LIMIT_EXCEEDED for more conditions,
+                operations or bytes than `limits` has; NOT_FOUND if the conditions hold and a lease that a put names
+                is gone; UNREACHABLE as the module says.
         """
 
     def watch(self, prefix: str) -> AsyncGenerator[WatchBatch, None]:
