@@ -7,9 +7,7 @@ and the process leaves with 0. What is still running when the grace is over is c
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -25,6 +23,7 @@ from holdfast_core.runtime.health import HealthService
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.metrics import CallMetrics, MetricsPage, new_registry, serve_metrics
 from holdfast_core.runtime.options import UNIX_SCHEME, TlsFiles, format_address, parse_address
+from holdfast_core.runtime.signals import termination_signals
 
 DRAIN_GRACE_S: Final = 10.0
 
@@ -147,22 +146,6 @@ class ServiceHost:
         except TimeoutError:
             self._log.warning("grace over", grace_s=grace_s)
         self._calls.end_endless()
-
-
-@contextmanager
-def termination_signals() -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM and SIGINT set; the signals do what they did before once the block ends."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        loop.add_signal_handler(number, asked.set)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
 
 
 async def run_until_signalled(

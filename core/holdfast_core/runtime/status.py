@@ -186,7 +186,9 @@ def _parse_detail(data: bytes) -> ErrorDetail | None:
 
 def _transport_message(status: grpc.StatusCode, details: str, peer: str) -> str:
     if status is _Status.UNAVAILABLE:
-        return f"{peer} cannot be reached; check that it runs and that the address is right ({details or 'no details'})"
+        # gRPC's own text repeats the address and its layers; its last part is the reason.
+        reason = details.rpartition(": ")[2] or "no details"
+        return f"{peer} cannot be reached; check that it runs and that the address is right ({reason})"
     if status is _Status.DEADLINE_EXCEEDED:
         return f"{peer} did not answer in time; check that it runs and is not overloaded, then try again"
     if status is _Status.CANCELLED:

@@ -1,0 +1,1 @@
+"""`holdfast demo`: the whole job once, on this machine, with real files."""
