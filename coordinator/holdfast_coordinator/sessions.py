@@ -194,7 +194,7 @@ class Sessions:
         return PointSession(record, vm, parent, base)
 
     async def _plan(self, request: BeginPointRequest, session_id: str) -> _Plan | None:
-        """Read all that a new session depends on; None if the VM's holder vanished meanwhile."""
+        """Read all that a new session depends on; None if it changed meanwhile."""
         vm = await self._vms.get(request.vm_id)
         # Read before the points: any point that becomes visible later changes it, and so the newest parent stays so.
         number_key = self._space.point_number(request.vm_id)
@@ -212,7 +212,7 @@ class Sessions:
             plan.base = base.message
             if plan.parent is None or base.message.point_id != plan.parent.point_id:
                 plan.conditions.append(base.unchanged)
-        return plan if await self._plan_holder(request, plan) else None
+        return plan if await self._plan_holder(request, session_id, plan) else None
 
     async def _parent(self, request: BeginPointRequest) -> Stored[PointRecord]:
         for point_id, what in ((request.snapshot_id, "snapshot"), (request.parent_id, "parent")):
@@ -228,8 +228,8 @@ class Sessions:
         chosen = choose_parent(request.snapshot_id, request.parent_id, [point.message for point in points])
         return next(point for point in points if point.message.point_id == chosen.point_id)
 
-    async def _plan_holder(self, request: BeginPointRequest, plan: _Plan) -> bool:
-        """Add what it takes to hold the VM; False if the present holder vanished while it was looked at.
+    async def _plan_holder(self, request: BeginPointRequest, session_id: str, plan: _Plan) -> bool:
+        """Add what it takes to hold the VM; False if what was read before is out of date: decide anew.
 
         Raises:
             HoldfastError: BUSY while another session holds it and the request does not take over.
@@ -240,6 +240,8 @@ class Sessions:
         if holder is None:
             return True
         holder_id = holder.value.decode()
+        if holder_id == session_id:
+            return False  # the same Begin, served by another coordinator at this moment, was quicker
         if request.takeover:
             plan.fencing.append(Delete(self._space.session(holder_id)))
             return True
