@@ -1,0 +1,215 @@
+"""A storage node: its home, its store, its service and its heartbeats, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.endpoints import Endpoints
+from holdfast_core.runtime.logs import get_log
+from holdfast_core.runtime.options import TlsFiles
+from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
+from holdfast_proto.v1.blocks_pb2_grpc import add_BlockServiceServicer_to_server
+from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
+from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_storagenode.access import AccessControl
+from holdfast_storagenode.cluster import ClusterKnowledge
+from holdfast_storagenode.heartbeats import Heartbeats
+from holdfast_storagenode.home import NodeHome
+from holdfast_storagenode.metrics import NodeMetrics
+from holdfast_storagenode.service import SERVICE_NAME, BlockService, NodeView
+from holdfast_storagenode.store import BlockStore, CompactingStore, StoreStatus
+from holdfast_storagenode.workers import Workers
+
+DEFAULT_ZONE: Final = "default"
+
+# Dead space of half a segment is worth a rewrite; looking for one costs next to nothing.
+_DEAD_FRACTION_MIN: Final = 0.5
+_COMPACT_INTERVAL_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """How a node is set up.
+
+    Attributes:
+        coordinators: HOST:PORT of each coordinator.
+        bind: HOST:PORT to serve on; port 0 takes a free one.
+        advertise: HOST:PORT that others reach it on; None for the address it serves on.
+        zone: failure domain.
+        tls: files for mutual TLS; None on loopback.
+        metrics_bind: HOST:PORT of the metrics page; None for none.
+        heartbeat_s: seconds between heartbeats at most; None for what the coordinator asks.
+    """
+
+    coordinators: tuple[str, ...]
+    bind: str = "127.0.0.1:0"
+    advertise: str | None = None
+    zone: str = DEFAULT_ZONE
+    tls: TlsFiles | None = None
+    metrics_bind: str | None = None
+    heartbeat_s: float | None = None
+
+
+class StorageNode:
+    """One node in one event loop. Started once and stopped once; its home outlives it."""
+
+    def __init__(self, home: NodeHome, settings: NodeSettings, *, clock: Clock) -> None:
+        """Prepare a node; nothing is opened yet.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT for addresses that may not be used.
+        """
+        self._home = home
+        self._settings = settings
+        self._clock = clock
+        self._log = get_log("storagenode").bind(node=home.identity.node_id)
+        self._host = ServiceHost(
+            "storagenode", bind=settings.bind, tls=settings.tls, metrics_bind=settings.metrics_bind, clock=clock
+        )
+        self._metrics = NodeMetrics(self._host.registry, self._log)
+        self._workers = Workers()
+        self._cluster = ClusterKnowledge()
+        self._store: BlockStore | None = None
+        self._endpoints: Endpoints | None = None
+        self._background: asyncio.Task[None] | None = None
+
+    @property
+    def node_id(self) -> str:
+        """The node's name."""
+        return self._home.identity.node_id
+
+    @property
+    def metrics_port(self) -> int | None:
+        """TCP port of the metrics page, None where there is none."""
+        return self._host.metrics_port
+
+    async def start(self) -> str:
+        """Open the store if the placement is known, serve, begin to beat; return the address served on.
+
+        Raises:
+            HoldfastError: as `ServiceHost.start` and `NodeHome.open_store`.
+        """
+        saved = self._home.load_cluster()
+        if saved is not None:
+            self._cluster.take(saved)
+        await self._open_store()
+        self._metrics.watch_store(self._store_status)
+        view = NodeView(
+            store=self._opened_store, layout_epoch=lambda: self._cluster.layout_epoch, status=self._node_status
+        )
+        service = BlockService(view, AccessControl(self._cluster, self._clock), self._workers, self._metrics)
+        self._host.add(add_BlockServiceServicer_to_server, service, SERVICE_NAME)
+        await self._host.start()
+        self._endpoints = Endpoints(self._settings.coordinators, tls=self._settings.tls)
+        # Owned: `failed` waits for it and `stop` ends it.
+        self._background = asyncio.create_task(self._run(self._endpoints))
+        return self._host.address
+
+    async def failed(self) -> HoldfastError:
+        """Wait until the node cannot go on, and return why."""
+        if self._background is None:
+            raise RuntimeError("the node was not started")
+        try:
+            await asyncio.shield(self._background)
+        except HoldfastError as error:
+            return error
+        return HoldfastError(ErrorCode.INTERNAL, "the node's background work ended")
+
+    async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Drain, end the background work, make everything durable and release the files. The home stays open."""
+        await self._host.stop(grace_s)
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.wait([self._background])
+        if self._endpoints is not None:
+            await self._endpoints.close()
+        if self._store is not None:
+            await self._workers.run(self._store.close)
+        await asyncio.to_thread(self._workers.close)
+
+    async def _run(self, endpoints: Endpoints) -> None:
+        beats = Heartbeats(
+            endpoints,
+            incarnation=self._home.identity.incarnation,
+            interval_s=self._settings.heartbeat_s,
+            status=lambda: self._workers.run(self._node_status),
+            learn=self._learn,
+            waiting=lambda: self._cluster.layout is None,
+            clock=self._clock,
+            log=self._log,
+        )
+        async with plain_task_group() as group:
+            group.create_task(beats.run())
+            group.create_task(self._compact())
+
+    async def _learn(self, response: HeartbeatResponse) -> bool:
+        """Take over a coordinator's answer: save it, then let it count, then open the store if it waited for this."""
+        news = self._cluster.judge(response)
+        if news is None:
+            return False
+        await self._workers.run(self._home.save_cluster, news)
+        self._cluster.take(news)
+        await self._open_store()
+        self._log.info("cluster learnt", layout_epoch=self._cluster.layout_epoch, keys=len(news.verifying_keys))
+        return True
+
+    async def _open_store(self) -> None:
+        layout = self._cluster.layout
+        if self._store is None and layout is not None:
+            self._store = await self._workers.run(self._home.open_store, layout.partition_of, self._metrics)
+
+    async def _compact(self) -> None:
+        while True:
+            await self._clock.sleep(_COMPACT_INTERVAL_S)
+            store = self._store
+            if not isinstance(store, CompactingStore):
+                continue
+            try:
+                while await self._workers.run(store.compact, dead_fraction_min=_DEAD_FRACTION_MIN):
+                    pass
+            except HoldfastError as error:
+                # A full or failed disk: it shows in the status already, and the next try may do better.
+                self._log.warning("compaction failed", code=error.code.name, message=error.message)
+
+    def _opened_store(self) -> BlockStore:
+        if self._store is None:
+            raise HoldfastError(
+                ErrorCode.NOT_READY, "the cluster has no layout yet; this node takes and serves no blocks until then"
+            )
+        return self._store
+
+    def _store_status(self) -> StoreStatus:
+        if self._store is not None:
+            return self._store.status()
+        capacity_bytes = self._home.capacity_bytes()
+        return StoreStatus(
+            capacity_bytes=capacity_bytes,
+            used_bytes=0,
+            free_bytes=capacity_bytes,
+            block_count=0,
+            quarantined_count=0,
+            full=False,
+            failed=False,
+        )
+
+    def _node_status(self) -> NodeStatus:
+        status = self._store_status()
+        return NodeStatus(
+            node_id=self.node_id,
+            address=self._settings.advertise or self._host.address,
+            zone=self._settings.zone,
+            capacity_bytes=status.capacity_bytes,
+            used_bytes=status.used_bytes,
+            free_bytes=status.free_bytes,
+            block_count=status.block_count,
+            quarantined_count=status.quarantined_count,
+            up=True,
+            full=status.full or status.failed,
+            last_seen_unix_ms=self._clock.now_unix_ms(),
+            layout_epoch=self._cluster.layout_epoch,
+        )

@@ -1,0 +1,238 @@
+"""The gRPC service of a storage node: every verb under a capability, confined to its tenant and its kinds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import grpc.aio
+from blake3 import blake3
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import (
+    BATCH_BLOCKS_MAX,
+    BATCH_BYTES_TARGET,
+    BLOCK_ID_BYTES,
+    IDS_PER_REQUEST_MAX,
+    IN_FLIGHT_BYTES_PER_NODE,
+)
+from holdfast_core.model.names import split_ids
+from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.capability import Capability
+from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_storagenode.access import AccessControl, sees_all_kinds
+from holdfast_storagenode.metrics import NodeMetrics
+from holdfast_storagenode.putting import ByteWindow, PutStream
+from holdfast_storagenode.store import BlockStore, Found, Verdict, kind_of
+from holdfast_storagenode.workers import Workers
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME: Final = "holdfast.v1.BlockService"
+
+# All streams together; one client keeps IN_FLIGHT_BYTES_PER_NODE in flight.
+_WINDOW_BYTES: Final = 2 * IN_FLIGHT_BYTES_PER_NODE
+_PARTITIONS_PER_DIGEST_MAX: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """What the service asks of its node, each time anew: the store (NOT_READY before there is one), epoch, status."""
+
+    store: Callable[[], BlockStore]
+    layout_epoch: Callable[[], int]
+    status: Callable[[], NodeStatus]
+
+
+class BlockService:
+    """Serves one node's store. Streams answer by `context.write`, so that their tasks can live in a task group."""
+
+    def __init__(self, node: NodeView, access: AccessControl, workers: Workers, metrics: NodeMetrics) -> None:
+        self._node = node
+        self._access = access
+        self._workers = workers
+        self._metrics = metrics
+        self._window = ByteWindow(_WINDOW_BYTES)
+
+    async def PutBlocks(self, requests: AsyncIterator[pb.PutBlocksRequest], context: Context) -> None:
+        """Store batches; see `PutStream`."""
+        capability = self._access.enter(context, "put")
+        stream = PutStream(
+            store=self._node.store(),
+            capability=capability,
+            workers=self._workers,
+            window=self._window,
+            metrics=self._metrics,
+            newest_epoch=self._node.layout_epoch,
+            recheck=self._access.recheck,
+            send=context.write,
+            sending=asyncio.Lock(),
+        )
+        await stream.run(requests)
+
+    async def GetBlocks(self, request: pb.GetBlocksRequest, context: Context) -> None:
+        """Send blocks in the order asked, reading the next batch while one is being sent."""
+        capability = self._access.enter(context, "get")
+        store, ids = self._node.store(), _ids(request.block_ids)
+        position = 0
+        async with plain_task_group() as group:
+            reading = group.create_task(self._read(store, capability, ids, 0))
+            while position < len(ids):
+                count, response = await reading
+                following = position + count
+                if following < len(ids):
+                    self._access.recheck(capability)
+                    reading = group.create_task(self._read(store, capability, ids, following))
+                await context.write(response)
+                position = following
+
+    async def HasBlocks(self, request: pb.HasBlocksRequest, context: Context) -> pb.HasBlocksResponse:
+        """Say which blocks are held."""
+        capability = self._access.enter(context, "has")
+        store, ids = self._node.store(), _ids(request.block_ids)
+        newest = self._node.layout_epoch()
+        if request.layout_epoch and request.layout_epoch < newest:
+            raise HoldfastError(
+                ErrorCode.WRONG_EPOCH,
+                f"the layout of epoch {request.layout_epoch} is older than epoch {newest}, which this node knows",
+                facts={"newest_epoch": str(newest)},
+            )
+        return pb.HasBlocksResponse(verdicts=await self._workers.run(_has, store, capability, ids, request.verify))
+
+    async def ScanBlocks(self, request: pb.ScanBlocksRequest, context: Context) -> None:
+        """List what is held of the kinds that the capability names."""
+        capability = self._access.enter(context, "scan")
+        store = self._node.store()
+        if request.after and len(request.after) != BLOCK_ID_BYTES:
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"an id takes {BLOCK_ID_BYTES} bytes")
+        partition = request.partition if request.HasField("partition") else None
+        after, left = request.after, request.limit or None
+        while left is None or left > 0:
+            page = BATCH_BLOCKS_MAX if left is None else min(left, BATCH_BLOCKS_MAX)
+            entries = await self._workers.run(
+                store.scan, capability.tenant, partition=partition, after=after, limit=page
+            )
+            listed = [entry for entry in entries if entry.kind in capability.kinds]
+            if listed:
+                await context.write(
+                    pb.ScanBlocksResponse(
+                        block_ids=b"".join(entry.block_id for entry in listed),
+                        lengths=[entry.length for entry in listed],
+                    )
+                )
+            if len(entries) < page:
+                return
+            self._access.recheck(capability)
+            after = entries[-1].block_id
+            left = None if left is None else left - len(listed)
+
+    async def DigestPartitions(
+        self, request: pb.DigestPartitionsRequest, context: Context
+    ) -> pb.DigestPartitionsResponse:
+        """Digest partitions, over the kinds that the capability names."""
+        capability = self._access.enter(context, "scan")
+        store, partitions = self._node.store(), list(request.partitions)
+        if len(partitions) > _PARTITIONS_PER_DIGEST_MAX:
+            raise HoldfastError(
+                ErrorCode.LIMIT_EXCEEDED, f"a digest takes at most {_PARTITIONS_PER_DIGEST_MAX} partitions"
+            )
+        response = pb.DigestPartitionsResponse()
+        digests: list[bytes] = []
+        for partition in partitions:
+            count, digest = await self._workers.run(_digest, store, capability, partition)
+            response.counts.append(count)
+            digests.append(digest)
+        response.digests = b"".join(digests)
+        return response
+
+    async def DeleteBlocks(self, request: pb.DeleteBlocksRequest, context: Context) -> pb.DeleteBlocksResponse:
+        """Remove blocks."""
+        capability = self._access.enter(context, "delete")
+        store, ids = self._node.store(), _ids(request.block_ids)
+        return pb.DeleteBlocksResponse(verdicts=await self._workers.run(_delete, store, capability, ids))
+
+    async def GetNodeStatus(self, request: pb.GetNodeStatusRequest, context: Context) -> pb.GetNodeStatusResponse:
+        """Report space and counts."""
+        self._access.enter(context, "status")
+        return pb.GetNodeStatusResponse(status=await self._workers.run(self._node.status))
+
+    async def _read(
+        self, store: BlockStore, capability: Capability, ids: Sequence[bytes], first: int
+    ) -> tuple[int, pb.GetBlocksResponse]:
+        """Read one batch; return how many ids it answers, and the answer."""
+        count, blocks, response = await self._workers.run(_get, store, capability, ids, first)
+        self._metrics.moved("out", blocks=blocks, size_bytes=len(response.blocks))
+        return count, response
+
+
+def _ids(packed: bytes) -> list[bytes]:
+    if len(packed) > IDS_PER_REQUEST_MAX * BLOCK_ID_BYTES:
+        raise HoldfastError(ErrorCode.LIMIT_EXCEEDED, f"a request takes at most {IDS_PER_REQUEST_MAX} ids")
+    return split_ids(packed)
+
+
+# What follows runs in worker threads.
+
+
+def _get(
+    store: BlockStore, capability: Capability, ids: Sequence[bytes], first: int
+) -> tuple[int, int, pb.GetBlocksResponse]:
+    found = store.get(capability.tenant, ids[first : first + BATCH_BLOCKS_MAX], bytes_max=BATCH_BYTES_TARGET)
+    verdicts: list[int] = []
+    lengths: list[int] = []
+    blocks: list[bytes] = []
+    for item in found:
+        seen = _confined(item, capability)
+        verdicts.append(seen if isinstance(seen, Verdict) else Verdict.OK)
+        lengths.append(0 if isinstance(seen, Verdict) else len(seen.data))
+        if not isinstance(seen, Verdict):
+            blocks.append(seen.data)
+    response = pb.GetBlocksResponse(first=first, verdicts=bytes(verdicts), lengths=lengths, blocks=b"".join(blocks))
+    return len(found), len(blocks), response
+
+
+def _confined(item: Found, capability: Capability) -> Found:
+    if isinstance(item, Verdict) or kind_of(item.data) in capability.kinds:
+        return item
+    return Verdict.DENIED
+
+
+def _has(store: BlockStore, capability: Capability, ids: Sequence[bytes], verify: bool) -> bytes:
+    verdicts = store.has(capability.tenant, ids, verify=verify)
+    return bytes(_confine_verdicts(store, capability, ids, verdicts))
+
+
+def _delete(store: BlockStore, capability: Capability, ids: Sequence[bytes]) -> bytes:
+    if sees_all_kinds(capability):
+        return bytes(store.delete(capability.tenant, ids))
+    kinds = store.kinds(capability.tenant, ids)
+    allowed = [block_id for block_id, kind in zip(ids, kinds, strict=True) if kind is None or kind in capability.kinds]
+    deleted = iter(store.delete(capability.tenant, allowed))
+    return bytes(next(deleted) if kind is None or kind in capability.kinds else Verdict.DENIED for kind in kinds)
+
+
+def _confine_verdicts(
+    store: BlockStore, capability: Capability, ids: Sequence[bytes], verdicts: Sequence[Verdict]
+) -> list[Verdict]:
+    if sees_all_kinds(capability):
+        return list(verdicts)
+    kinds = store.kinds(capability.tenant, ids)
+    return [
+        verdict if kind is None or kind in capability.kinds else Verdict.DENIED
+        for verdict, kind in zip(verdicts, kinds, strict=True)
+    ]
+
+
+def _digest(store: BlockStore, capability: Capability, partition: int) -> tuple[int, bytes]:
+    hasher, count, after = blake3(), 0, b""
+    while True:
+        entries = store.scan(capability.tenant, partition=partition, after=after, limit=BATCH_BLOCKS_MAX)
+        listed = [entry.block_id for entry in entries if entry.kind in capability.kinds]
+        hasher.update(b"".join(listed))
+        count += len(listed)
+        if len(entries) < BATCH_BLOCKS_MAX:
+            return count, hasher.digest()
+        after = entries[-1].block_id
