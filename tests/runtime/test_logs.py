@@ -48,3 +48,20 @@ def test_libraries_speak_the_same_form() -> None:
     logging.getLogger("asyncio").error("Task %s was lost", "x")
     line = json.loads(stream.getvalue())
     assert (line["event"], line["service"], line["level"]) == ("Task x was lost", "node", "error")
+
+
+def test_an_embedders_process_stays_quiet_and_shows_no_locals(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger().handlers[:] = [caplog.handler]
+    logging.getLogger("holdfast").setLevel(logging.NOTSET)
+    log = get_log("coordinator")
+    secret = "key" * 11
+    try:
+        raise ValueError(len(secret))
+    except ValueError:
+        log.exception("fault")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    assert "ValueError: 33" in caplog.text
+    assert secret not in caplog.text

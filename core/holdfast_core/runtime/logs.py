@@ -17,19 +17,57 @@ from holdfast_core.runtime.requests import current_request_id
 
 Log = structlog.stdlib.BoundLogger
 
+_ROOT_NAME: Final = "holdfast"
+# Keeps unconfigured lines from the standard library's last resort, which prints them to stderr.
+logging.getLogger(_ROOT_NAME).addHandler(logging.NullHandler())
+
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 def configure_logs(service: str, *, level: str = "info", stream: TextIO | None = None) -> Log:
     """Send every log line of the process to `stream` (stderr by default) as JSON and return the service's logger.
 
-    `level` is "debug", "info", "warning" or "error". Called once, when a service starts.
+    `level` is "debug", "info", "warning" or "error". Called once, when a service starts. Where it is not called, in an
+    embedder's process, our lines go to the standard library's logger "holdfast" and nowhere by themselves.
 
     Raises:
         KeyError: `level` is another word.
     """
     threshold = _LEVELS[level.lower()]
-    shared: list[structlog.typing.Processor] = [
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=_processors(service)
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(_ROOT_NAME).setLevel(threshold)
+    return get_log(service)
+
+
+def get_log(service: str) -> Log:
+    """Return the logger of a service.
+
+    It is bound to its own processors, not to structlog's global configuration, whose default prints every frame's
+    local variables with a traceback: keys may be among them.
+    """
+    log: Log = structlog.wrap_logger(
+        logging.getLogger(f"{_ROOT_NAME}.{service}"),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_processors(service),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    return log
+
+
+def _processors(service: str) -> list[structlog.typing.Processor]:
+    return [
         _add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -37,37 +75,10 @@ def configure_logs(service: str, *, level: str = "info", stream: TextIO | None =
         _hide_bytes,
         _ServiceName(service),
     ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processor=structlog.processors.JSONRenderer(sort_keys=False), foreign_pre_chain=shared
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("holdfast").setLevel(threshold)
-    return get_log(service)
-
-
-def get_log(service: str) -> Log:
-    """Return a logger that writes as `configure_logs` said, or through plain logging where it was not called."""
-    log: Log = structlog.stdlib.get_logger(f"holdfast.{service}")
-    return log
 
 
 class _ServiceName:
-    """Adds the service's name and drops what only the formatter needs."""
+    """Adds the service's name."""
 
     def __init__(self, service: str) -> None:
         self._service = service
