@@ -1,1 +1,89 @@
-"""Holdfast keeps the state of stateless VMs: the SDK."""
+"""Holdfast keeps the state of stateless VMs: the SDK.
+
+`StateManager` is the way in, `AsyncStateManager` the same for asyncio. Names load when they are first used, because the
+command line imports this package for every subcommand and gRPC takes a while to load.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.aio import AsyncStateManager
+    from holdfast.manager import StateManager
+    from holdfast.results import (
+        ClusterStatus,
+        Codec,
+        Consistency,
+        LayoutInfo,
+        LayoutPlan,
+        LayoutState,
+        NodeInfo,
+        ObjectInfo,
+        PointInfo,
+        Progress,
+        ProgressCallback,
+        Stats,
+        Transfer,
+        TransferStats,
+        VerifyReport,
+        VmInfo,
+        VolumeInfo,
+        VolumeSpec,
+    )
+    from holdfast.sources import Extent, RawFileSource, VolumeSource
+    from holdfast_core.model.errors import ErrorCode, HoldfastError
+    from holdfast_core.runtime.options import TlsFiles
+
+__all__ = [
+    "AsyncStateManager",
+    "ClusterStatus",
+    "Codec",
+    "Consistency",
+    "ErrorCode",
+    "Extent",
+    "HoldfastError",
+    "LayoutInfo",
+    "LayoutPlan",
+    "LayoutState",
+    "NodeInfo",
+    "ObjectInfo",
+    "PointInfo",
+    "Progress",
+    "ProgressCallback",
+    "RawFileSource",
+    "StateManager",
+    "Stats",
+    "TlsFiles",
+    "Transfer",
+    "TransferStats",
+    "VerifyReport",
+    "VmInfo",
+    "VolumeInfo",
+    "VolumeSource",
+    "VolumeSpec",
+]
+
+_HOMES = {
+    "AsyncStateManager": "holdfast.aio",
+    "StateManager": "holdfast.manager",
+    "Extent": "holdfast.sources",
+    "RawFileSource": "holdfast.sources",
+    "VolumeSource": "holdfast.sources",
+    "ErrorCode": "holdfast_core.model.errors",
+    "HoldfastError": "holdfast_core.model.errors",
+    "TlsFiles": "holdfast_core.runtime.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that has it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "holdfast.results")), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -11,8 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final, cast
 
 import grpc.aio
-from holdfast_proto.v1.blocks_pb2 import GetBlocksRequest, GetBlocksResponse, HasBlocksRequest, HasBlocksResponse
-from holdfast_proto.v1.common_pb2 import NodeStatus
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import RPC_TIMEOUT_S
@@ -20,6 +18,8 @@ from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
+from holdfast_proto.v1.blocks_pb2 import GetBlocksRequest, GetBlocksResponse, HasBlocksRequest, HasBlocksResponse
+from holdfast_proto.v1.common_pb2 import NodeStatus
 
 CAPABILITY_KEY: Final = "holdfast-capability"
 PENALTY_S: Final = 5.0

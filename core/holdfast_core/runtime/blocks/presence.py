@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
-
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
 IDS_PER_QUESTION = 16_384
 

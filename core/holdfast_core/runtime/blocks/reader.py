@@ -15,14 +15,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
-from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDICT_OK, GetBlocksResponse
-
 from holdfast_core.model.block import SealedBlock, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDICT_OK, GetBlocksResponse
 
 REQUEST_BYTES: Final = 8 * MIB
 REQUESTS_IN_FLIGHT: Final = 6

@@ -1,0 +1,107 @@
+"""What a session or a reader holds of the cluster: layouts, capability, keys; and how it is renewed.
+
+One `Access` serves one operation. It is the only place that calls RefreshGrant, so that a layout change that hits many
+batches at once costs one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from holdfast_core.model.keys import KeyRing, TenantSecrets
+from holdfast_core.model.layout import Layout
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.endpoints import Endpoints
+from holdfast_proto.v1.common_pb2 import Grant
+from holdfast_proto.v1.state_pb2 import RefreshGrantRequest
+from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
+
+_RENEW_MIN_MS: Final = 1000
+
+
+class Access:
+    """Layouts, capability and keys of one operation.
+
+    Attributes:
+        ring: the tenant's keys.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        pool: NodePool,
+        grant: Grant,
+        *,
+        clock: Clock,
+        session_id: str = "",
+        resource_id: str,
+    ) -> None:
+        """Take a grant; `resource_id` is what is read, or the session's id again."""
+        self._endpoints = endpoints
+        self._pool = pool
+        self._clock = clock
+        self._session_id = session_id
+        self._resource_id = resource_id
+        self._refreshing = asyncio.Lock()
+        self.ring = KeyRing(TenantSecrets.from_message(grant.keys))
+        self._take(grant)
+
+    def _take(self, grant: Grant) -> None:
+        self._layouts = tuple(Layout.from_message(layout) for layout in grant.layouts)
+        self._capability = grant.capability
+        self._renew_at(grant.capability_expires_unix_ms)
+        self._pool.update(grant.nodes)
+
+    def layouts(self) -> Sequence[Layout]:
+        """Return the living layouts, newest first."""
+        return self._layouts
+
+    def newest(self) -> Layout:
+        """Return the layout that writes go by."""
+        return self._layouts[0]
+
+    def capability(self) -> str:
+        """Return the token to show to nodes."""
+        return self._capability
+
+    def renewed(self, capability: str, expires_unix_ms: int) -> None:
+        """Take a fresh token that came with a keep-alive."""
+        self._capability = capability
+        self._renew_at(expires_unix_ms)
+
+    def _renew_at(self, expires_unix_ms: int) -> None:
+        now_unix_ms = self._clock.now_unix_ms()
+        self._renew_unix_ms = now_unix_ms + max(_RENEW_MIN_MS, (expires_unix_ms - now_unix_ms) // 2)
+
+    async def refresh(self, *, seen_epoch: int) -> None:
+        """Get a fresh grant, unless someone already did since the caller saw `seen_epoch`.
+
+        Raises:
+            HoldfastError: SESSION_LAPSED, NOT_FOUND or UNREACHABLE, as the coordinator says.
+        """
+        async with self._refreshing:
+            if self.newest().epoch != seen_epoch:
+                return
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        answer = await self._endpoints.call(
+            lambda channel: StateServiceStub(channel).RefreshGrant,
+            RefreshGrantRequest(session_id=self._session_id, resource_id=self._resource_id),
+        )
+        self._take(answer.grant)
+
+    async def freshen(self) -> None:
+        """Renew the grant if half of the capability's life is over. Readers call it before each window.
+
+        Raises:
+            HoldfastError: if the renewal fails.
+        """
+        if self._clock.now_unix_ms() < self._renew_unix_ms:
+            return
+        async with self._refreshing:
+            if self._clock.now_unix_ms() >= self._renew_unix_ms:
+                await self._refresh()

@@ -1,0 +1,202 @@
+"""Between the messages of the wire and the SDK's frozen values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import quote
+
+from holdfast.results import (
+    ClusterStatus,
+    Codec,
+    Consistency,
+    LayoutInfo,
+    LayoutPlan,
+    LayoutState,
+    NodeInfo,
+    ObjectInfo,
+    PointInfo,
+    Stats,
+    TransferStats,
+    VmInfo,
+    VolumeInfo,
+    VolumeSpec,
+)
+from holdfast_core.model import block
+from holdfast_core.model.layout import Layout
+from holdfast_core.model.names import check_name, check_volume_name
+from holdfast_core.model.uris import parse_volume_uri
+from holdfast_proto.v1 import cluster_pb2, common_pb2, records_pb2, state_pb2
+
+_CONSISTENCY: Final = MappingProxyType(
+    {
+        records_pb2.CONSISTENCY_OFFLINE: Consistency.OFFLINE,
+        records_pb2.CONSISTENCY_CRASH: Consistency.CRASH,
+        records_pb2.CONSISTENCY_APPLICATION: Consistency.APPLICATION,
+        records_pb2.CONSISTENCY_FUZZY: Consistency.FUZZY,
+    }
+)
+CONSISTENCY_NUMBERS: Final = MappingProxyType({value: number for number, value in _CONSISTENCY.items()})
+
+_CODECS: Final = MappingProxyType(
+    {
+        records_pb2.CODEC_CHOICE_UNSPECIFIED: Codec.DEFAULT,
+        records_pb2.CODEC_CHOICE_STORED: Codec.STORED,
+        records_pb2.CODEC_CHOICE_LZ4: Codec.LZ4,
+        records_pb2.CODEC_CHOICE_ZSTD: Codec.ZSTD,
+    }
+)
+_CODEC_NUMBERS: Final = MappingProxyType({value: number for number, value in _CODECS.items()})
+
+BLOCK_CODECS: Final = MappingProxyType(
+    {
+        Codec.DEFAULT: block.Codec.ZSTD,
+        Codec.STORED: block.Codec.STORED,
+        Codec.LZ4: block.Codec.LZ4,
+        Codec.ZSTD: block.Codec.ZSTD,
+    }
+)
+
+Volumes = Mapping[str, "str | os.PathLike[str] | VolumeSpec"]
+
+
+def vm_record(vm_id: str, volumes: Volumes) -> records_pb2.VmRecord:
+    """Return the record to register; relative paths become absolute, so that they mean the same later.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT if a name or URI is not allowed.
+    """
+    check_name(vm_id, "VM name")
+    specs = []
+    for name, given in sorted(volumes.items()):
+        check_volume_name(name)
+        spec = given if isinstance(given, VolumeSpec) else VolumeSpec(given)
+        specs.append(
+            records_pb2.VolumeSpec(
+                name=name,
+                uri=_absolute(os.fspath(spec.uri)),
+                block_bytes=spec.block_bytes,
+                live=spec.live,
+                codec=_CODEC_NUMBERS[spec.codec],
+            )
+        )
+    return records_pb2.VmRecord(vm_id=vm_id, volumes=specs)
+
+
+def _absolute(uri: str) -> str:
+    path = os.path.abspath(parse_volume_uri(uri).path)
+    return path if parse_volume_uri(path).path == path else "file:" + quote(path)
+
+
+def volume_spec(spec: records_pb2.VolumeSpec) -> VolumeSpec:
+    """Return a registered volume."""
+    return VolumeSpec(
+        spec.uri, block_bytes=spec.block_bytes, codec=_CODECS.get(spec.codec, Codec.DEFAULT), live=spec.live
+    )
+
+
+def vm_info(record: records_pb2.VmRecord) -> VmInfo:
+    """Return a registered VM."""
+    volumes = {spec.name: volume_spec(spec) for spec in record.volumes}
+    return VmInfo(vm_id=record.vm_id, volumes=volumes, created_unix_ms=record.created_unix_ms)
+
+
+def transfer_stats(stats: records_pb2.TransferStats) -> TransferStats:
+    """Return a session's counters."""
+    return TransferStats(**{field: getattr(stats, field) for field in TransferStats.__dataclass_fields__})
+
+
+def transfer_message(stats: TransferStats) -> records_pb2.TransferStats:
+    """Return a session's counters as a message."""
+    return records_pb2.TransferStats(**{name: getattr(stats, name) for name in TransferStats.__dataclass_fields__})
+
+
+def point_info(record: records_pb2.PointRecord) -> PointInfo:
+    """Return a recovery point."""
+    volumes = tuple(
+        VolumeInfo(
+            name=volume.name,
+            size_bytes=volume.size_bytes,
+            block_bytes=volume.block_bytes,
+            block_count=volume.block_count,
+            consistency=_CONSISTENCY.get(volume.consistency, Consistency.FUZZY),
+            root=volume.root,
+        )
+        for volume in record.volumes
+    )
+    return PointInfo(
+        point_id=record.point_id,
+        vm_id=record.vm_id,
+        parent_id=record.parent_id,
+        number=record.number,
+        created_unix_ms=record.created_unix_ms,
+        volumes=volumes,
+        stats=transfer_stats(record.stats),
+        forgotten=record.forgotten,
+    )
+
+
+def object_info(record: records_pb2.ObjectRecord) -> ObjectInfo:
+    """Return a stored object."""
+    return ObjectInfo(
+        storage_id=record.storage_id,
+        task_id=record.task_id,
+        size_bytes=record.size_bytes,
+        block_count=record.block_count,
+        created_unix_ms=record.created_unix_ms,
+        stats=transfer_stats(record.stats),
+    )
+
+
+def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:
+    """Return sums."""
+    names = [name for name in Stats.__dataclass_fields__ if name != "transfer"]
+    return Stats(transfer=transfer_stats(answer.transfer), **{name: getattr(answer, name) for name in names})
+
+
+def node_info(status: common_pb2.NodeStatus) -> NodeInfo:
+    """Return a node."""
+    return NodeInfo(**{name: getattr(status, name) for name in NodeInfo.__dataclass_fields__})
+
+
+def layout_info(message: common_pb2.Layout) -> LayoutInfo:
+    """Return a layout in numbers."""
+    layout = Layout.from_message(message)
+    slots = {node.node_id: 0 for node in layout.nodes}
+    for partition in range(layout.partitions):
+        for node_id in layout.owners_of(partition):
+            slots[node_id] += 1
+    zones = {node.node_id: node.zone for node in layout.nodes}
+    return LayoutInfo(
+        epoch=layout.epoch, partitions=layout.partitions, replicas=layout.replicas, zones=zones, slots=slots
+    )
+
+
+def layout_state(answer: cluster_pb2.GetLayoutResponse) -> LayoutState:
+    """Return the living layouts."""
+    return LayoutState(
+        layouts=tuple(layout_info(layout) for layout in answer.layouts),
+        nodes_expected=answer.nodes_expected,
+        nodes_registered=answer.nodes_registered,
+    )
+
+
+def layout_plan(answer: cluster_pb2.PlanLayoutResponse) -> LayoutPlan:
+    """Return a plan."""
+    return LayoutPlan(
+        layout=layout_info(answer.layout),
+        previous_epoch=answer.previous_epoch,
+        slots_moved=answer.slots_moved,
+        slots_total=answer.slots_total,
+        explanation=tuple(answer.explanation),
+    )
+
+
+def cluster_status(answer: cluster_pb2.GetClusterStatusResponse) -> ClusterStatus:
+    """Return how the cluster is."""
+    plain: Sequence[str] = [name for name in ClusterStatus.__dataclass_fields__ if name != "nodes"]
+    return ClusterStatus(
+        nodes=tuple(node_info(node) for node in answer.nodes), **{name: getattr(answer, name) for name in plain}
+    )

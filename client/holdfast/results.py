@@ -1,0 +1,270 @@
+"""What the SDK answers with: frozen values, sizes in bytes, times in Unix milliseconds or seconds as named."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
+
+
+class Consistency(enum.Enum):
+    """How the source stood while a volume was read."""
+
+    OFFLINE = "offline"
+    CRASH = "crash"
+    APPLICATION = "application"
+    FUZZY = "fuzzy"
+
+
+class Codec(enum.Enum):
+    """How a volume's new blocks are compressed. DEFAULT is Zstandard level 1."""
+
+    DEFAULT = "default"
+    STORED = "stored"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """A volume as registered.
+
+    Attributes:
+        uri: source; a path or a `file:` URI of a raw file or block device.
+        block_bytes: block size, a power of two from 16 KiB to 4 MiB.
+        codec: how new blocks are compressed.
+        live: whether the source may change while it is read; a point for which it did is marked fuzzy.
+    """
+
+    uri: str | os.PathLike[str]
+    block_bytes: int = VOLUME_BLOCK_BYTES_DEFAULT
+    codec: Codec = Codec.DEFAULT
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VmInfo:
+    """A registered VM; `volumes` by name."""
+
+    vm_id: str
+    volumes: dict[str, VolumeSpec]
+    created_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStats:
+    """What one session read, sent and saved; all in bytes but the counts of blocks.
+
+    Attributes:
+        logical_bytes: size of the volumes or the object.
+        read_bytes: read from the source.
+        changed_bytes: plaintext that differs from the parent; all that is not zero for a snapshot.
+        deduplicated_bytes: part of `changed_bytes` that the cluster already had.
+        stored_bytes: sealed bytes new to the cluster, one copy counted.
+        sent_bytes: sealed bytes that went over the wire, all copies counted.
+        stored_plain_bytes: plaintext of the blocks counted in `stored_bytes`.
+        changed_blocks: blocks that differ from the parent.
+        stored_blocks: blocks new to the cluster, index nodes too.
+        under_replicated_blocks: blocks at quorum but not yet with every owner at commit.
+        index_bytes: part of `stored_bytes` that is index nodes.
+    """
+
+    logical_bytes: int = 0
+    read_bytes: int = 0
+    changed_bytes: int = 0
+    deduplicated_bytes: int = 0
+    stored_bytes: int = 0
+    sent_bytes: int = 0
+    stored_plain_bytes: int = 0
+    changed_blocks: int = 0
+    stored_blocks: int = 0
+    under_replicated_blocks: int = 0
+    index_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeInfo:
+    """One volume of a point. `block_count` counts the blocks that are not zero; `root` is empty if all are."""
+
+    name: str
+    size_bytes: int
+    block_bytes: int
+    block_count: int
+    consistency: Consistency
+    root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PointInfo:
+    """A recovery point. `parent_id` is empty for a snapshot; `forgotten` marks a lineage stub without content."""
+
+    point_id: str
+    vm_id: str
+    parent_id: str
+    number: int
+    created_unix_ms: int
+    volumes: tuple[VolumeInfo, ...]
+    stats: TransferStats
+    forgotten: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all volumes."""
+        return sum(volume.size_bytes for volume in self.volumes)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """A stored object of a task."""
+
+    storage_id: str
+    task_id: str
+    size_bytes: int
+    block_count: int
+    created_unix_ms: int
+    stats: TransferStats
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` read and hashed; it returns only if nothing was damaged.
+
+    Attributes:
+        blocks: data blocks that were checked; with leaves of the index where nodes checked on their own.
+        plain_bytes: plaintext whose fingerprint was checked; 0 where nodes checked on their own.
+        thin_blocks: blocks that at least one owner does not hold whole; only counted where nodes checked on their own.
+    """
+
+    resource_id: str
+    blocks: int
+    plain_bytes: int
+    thin_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Sums over a VM's points, or over the tenant.
+
+    Attributes:
+        logical_bytes: all points and objects as if each were kept whole.
+        stored_bytes: sealed bytes that the sessions added, one copy counted.
+        exclusive_bytes: sealed bytes reachable from these points alone.
+        shared_bytes: sealed bytes reachable from these points and from others too.
+        cluster_used_bytes: what the nodes' segments occupy, all copies, whole cluster.
+    """
+
+    vm_count: int
+    point_count: int
+    object_count: int
+    logical_bytes: int
+    stored_bytes: int
+    exclusive_bytes: int
+    shared_bytes: int
+    cluster_used_bytes: int
+    transfer: TransferStats
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A storage node as the coordinator knows it."""
+
+    node_id: str
+    address: str
+    zone: str
+    up: bool
+    full: bool
+    capacity_bytes: int
+    used_bytes: int
+    free_bytes: int
+    block_count: int
+    quarantined_count: int
+    last_seen_unix_ms: int
+    layout_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutInfo:
+    """A layout: how many owner slots each node has. `zones` and `slots` are by node id."""
+
+    epoch: int
+    partitions: int
+    replicas: int
+    zones: dict[str, str]
+    slots: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutState:
+    """Living layouts, newest first, and how far the cluster is from its first one."""
+
+    layouts: tuple[LayoutInfo, ...]
+    nodes_expected: int
+    nodes_registered: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutPlan:
+    """What applying the next layout would change; `previous_epoch` is what `apply_layout` takes."""
+
+    layout: LayoutInfo
+    previous_epoch: int
+    slots_moved: int
+    slots_total: int
+    explanation: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """How the cluster is; `state` is "ready" or a sentence that says what it waits for."""
+
+    cluster_id: str
+    state: str
+    writable: bool
+    layout_epoch: int
+    replicas: int
+    nodes: tuple[NodeInfo, ...]
+    vm_count: int
+    point_count: int
+    object_count: int
+    session_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long operation is.
+
+    Attributes:
+        phase: "send", "settle" (waiting for the last copies), "commit", "restore", "retrieve" or "verify".
+        bytes_done: logical bytes dealt with.
+        bytes_total: logical bytes in all; 0 where not known beforehand (streams).
+    """
+
+    phase: str
+    bytes_done: int
+    bytes_total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Called often, from the SDK's event loop: return quickly. An exception from it ends the operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The last write of a manager, timed; seconds count from the call.
+
+    Attributes:
+        resource_id: the point or object.
+        stats: what was moved.
+        quorum_s: when the last block had a write quorum.
+        committed_s: when the point or object was visible.
+        replicated_s: when the last owner had acknowledged; None while copies are under way or if an owner failed.
+    """
+
+    resource_id: str
+    stats: TransferStats
+    quorum_s: float
+    committed_s: float
+    replicated_s: float | None

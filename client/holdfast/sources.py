@@ -1,0 +1,221 @@
+"""Where volumes are read from: a small interface, and raw files and block devices behind it.
+
+A source is read once, into a private buffer of the reader, and never mapped: fingerprint, codec and seal must see the
+same bytes whatever a guest writes meanwhile. How far it changed while it was read is said when it is finished.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from holdfast.results import Consistency, VolumeSpec
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.uris import parse_volume_uri
+
+# Time stamps of files advance with the kernel's tick. A change in the same tick as the one before it leaves no trace,
+# so a file must have rested for longer than any tick before it is compared with itself.
+TIMESTAMP_STEP_S: Final = 0.02
+
+
+class Extent(NamedTuple):
+    """A range of bytes, `start` to before `end`."""
+
+    start: int
+    end: int
+
+
+class VolumeSource(Protocol):
+    """A flat range of bytes that can be read. `read_into` and `allocated` are called from several threads at once."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size, fixed when the source was opened."""
+        ...
+
+    def allocated(self, start: int, end: int) -> Sequence[Extent]:
+        """Return the extents within the range that may hold other bytes than zero, ascending; all else is zero."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes at `offset`.
+
+        Raises:
+            HoldfastError: SOURCE_UNREADABLE, or VOLUME_CHANGED if the source has become shorter.
+        """
+        ...
+
+    def changed_since(self, point_id: str) -> Sequence[Extent] | None:
+        """Return what changed since exactly that point, or None if the source cannot tell for sure."""
+        ...
+
+    def finish(self) -> Consistency:
+        """Say how the source stood while it was read.
+
+        Raises:
+            HoldfastError: VOLUME_CHANGED if it changed and may not.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release it; may be called more than once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What of a file moves when it is written or replaced."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class RawFileSource:
+    """A raw file, sparse or not, or a block device.
+
+    A file that is written through a mapping moves its time stamps only when the kernel first marks a page dirty; such a
+    source belongs to `live=True`.
+    """
+
+    def __init__(self, path: Path, *, live: bool = False) -> None:
+        """Open the file for reading.
+
+        Raises:
+            HoldfastError: SOURCE_UNREADABLE if it is missing, cannot be read, or is neither file nor block device.
+        """
+        self._path = path
+        self._live = live
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            self._begin = self._rested_identity()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._closed = False
+
+    def _rested_identity(self) -> _Identity:
+        identity = self._identity()
+        if not self._live:
+            rested_s = time.time() - max(identity.mtime_ns, identity.ctime_ns) / 1e9
+            if -1.0 < rested_s < TIMESTAMP_STEP_S:
+                time.sleep(TIMESTAMP_STEP_S)
+                identity = self._identity()
+        return identity
+
+    def _identity(self) -> _Identity:
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISBLK(status.st_mode):
+                size = os.lseek(self._fd, 0, os.SEEK_END)
+            elif stat.S_ISREG(status.st_mode):
+                size = status.st_size
+            else:
+                raise HoldfastError(
+                    ErrorCode.SOURCE_UNREADABLE, f"the volume {self._path} is neither a file nor a block device"
+                )
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        return _Identity(status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size when it was opened."""
+        return self._begin.size_bytes
+
+    def allocated(self, start: int, end: int) -> Sequence[Extent]:
+        """Return the data extents of the range by SEEK_DATA and SEEK_HOLE; all of it where they are not supported."""
+        return list(self._data_extents(start, min(end, self.size_bytes)))
+
+    def _data_extents(self, start: int, end: int) -> Iterator[Extent]:
+        at = start
+        while at < end:
+            try:
+                data = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+                yield Extent(at, end)
+                return
+            if data >= end:
+                return
+            hole = min(end, os.lseek(self._fd, data, os.SEEK_HOLE))
+            yield Extent(data, hole)
+            at = hole
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`; what lies behind the end of a live file that shrank reads as zero.
+
+        Raises:
+            HoldfastError: SOURCE_UNREADABLE, or VOLUME_CHANGED if the file has become shorter.
+        """
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
+            if count == 0:
+                if not self._live:
+                    raise self._changed()
+                buffer[done:] = bytes(len(buffer) - done)
+                return
+            done += count
+
+    def changed_since(self, point_id: str) -> Sequence[Extent] | None:
+        """Return None: a plain file does not know what changed since which point."""
+        return None
+
+    def finish(self) -> Consistency:
+        """Compare the file with itself at the beginning.
+
+        Raises:
+            HoldfastError: VOLUME_CHANGED if it was written, resized or replaced and is not live.
+        """
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        same = self._identity() == self._begin and (now.st_dev, now.st_ino) == (self._begin.device, self._begin.inode)
+        if same:
+            return Consistency.OFFLINE
+        if not self._live:
+            raise self._changed()
+        return Consistency.FUZZY
+
+    def _changed(self) -> HoldfastError:
+        return HoldfastError(
+            ErrorCode.VOLUME_CHANGED,
+            f"the volume {self._path} changed while it was read; stop the VM, or register the volume with live=True",
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._fd)
+
+
+def _unreadable(path: Path, error: OSError) -> HoldfastError:
+    return HoldfastError(ErrorCode.SOURCE_UNREADABLE, f"the volume {path} cannot be read: {error.strerror}")
+
+
+def open_source(spec: VolumeSpec) -> VolumeSource:
+    """Open the source that a registration names.
+
+    Raises:
+        HoldfastError: SOURCE_UNREADABLE, or INVALID_ARGUMENT if the URI is of no known kind.
+    """
+    uri = parse_volume_uri(os.fspath(spec.uri))
+    return RawFileSource(Path(uri.path), live=spec.live)

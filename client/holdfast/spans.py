@@ -1,0 +1,241 @@
+"""The work of one span of a volume or object: read, skip zeros, fingerprint, compare, compress, seal.
+
+A span is at most 8 MiB and never crosses an index leaf. All of its work is one call in a worker thread, because a trip
+through the event loop costs more than a block; the heavy calls release the GIL, so spans run in parallel.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from holdfast.sources import Extent, VolumeSource
+from holdfast_core.model.block import Codec, SealedBlock, Sealer
+from holdfast_core.model.keys import KeyRing
+from holdfast_core.model.limits import MIB, TREE_FAN_OUT, VOLUME_BLOCK_BYTES_MAX
+from holdfast_core.model.tree import VolumeLeaf
+
+SPAN_BYTES: Final = 8 * MIB
+_ZEROS: Final = bytes(VOLUME_BLOCK_BYTES_MAX)
+
+Reference = tuple[bytes, bytes]
+"""A block id and the id of its base, empty where the block is coded plain."""
+
+
+class FingerprintCache:
+    """Fingerprints met in this session, bounded: when one generation is full, the one before it is dropped.
+
+    Shared by worker threads without a lock: single operations on dicts are atomic, and a lost entry costs a seal and a
+    question to the nodes, never correctness.
+    """
+
+    def __init__(self, entries_max: int = 65_536) -> None:
+        self._entries_max = entries_max
+        self._young: dict[bytes, Reference] = {}
+        self._old: dict[bytes, Reference] = {}
+
+    def get(self, fingerprint: bytes) -> Reference | None:
+        """Return what the fingerprint was met as."""
+        return self._young.get(fingerprint) or self._old.get(fingerprint)
+
+    def put(self, fingerprint: bytes, reference: Reference) -> None:
+        """Remember a fingerprint."""
+        if len(self._young) >= self._entries_max:
+            self._old, self._young = self._young, {}
+        self._young[fingerprint] = reference
+
+
+@dataclass(frozen=True, slots=True)
+class SpanContext:
+    """What all spans of one volume or object share.
+
+    Attributes:
+        damaged: ids that count as not present.
+    """
+
+    ring: KeyRing
+    sealer: Sealer
+    codec: Codec
+    cache: FingerprintCache
+    damaged: Container[bytes]
+
+
+@dataclass(slots=True)
+class SealedSpan:
+    """What came of a span: its part of the index, and the blocks that may be new to the cluster.
+
+    Attributes:
+        slots: positions within the leaf that are not zero; positions in the object's span for cuts.
+        fingerprints: one a slot.
+        references: one a slot.
+        new: blocks sealed here, each with its plaintext's length; the cluster may have them all the same.
+        read_bytes: read from the source.
+        changed_bytes: plaintext of blocks that are not the parent's at that place.
+        changed_blocks: their number.
+        reused_bytes: part of `changed_bytes` that was met in this session or in the base.
+    """
+
+    slots: list[int] = field(default_factory=list)
+    fingerprints: list[bytes] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    new: list[tuple[SealedBlock, int]] = field(default_factory=list)
+    read_bytes: int = 0
+    changed_bytes: int = 0
+    changed_blocks: int = 0
+    reused_bytes: int = 0
+
+
+class _Buffers(threading.local):
+    """A span's buffer a thread."""
+
+    def __init__(self) -> None:
+        self.span = bytearray(SPAN_BYTES)
+
+
+_buffers = _Buffers()
+
+LeafEntries = dict[int, tuple[bytes, Reference]]
+
+
+def leaf_entries(leaf: VolumeLeaf | None, damaged: Container[bytes]) -> LeafEntries:
+    """Return fingerprint and reference by slot, without those that name a damaged id."""
+    if leaf is None:
+        return {}
+    return {
+        slot: (fingerprint, (block_id, base_id))
+        for slot, fingerprint, block_id, base_id in zip(
+            leaf.slots, leaf.fingerprints, leaf.block_ids, leaf.base_ids, strict=True
+        )
+        if block_id not in damaged and base_id not in damaged
+    }
+
+
+def spans_of_leaf(block_bytes: int) -> list[tuple[int, int]]:
+    """Return (first slot, end slot) of the spans that a leaf is read in."""
+    step = min(TREE_FAN_OUT, max(1, SPAN_BYTES // block_bytes))
+    return [(first, min(TREE_FAN_OUT, first + step)) for first in range(0, TREE_FAN_OUT, step)]
+
+
+def seal_volume_span(
+    context: SpanContext,
+    source: VolumeSource,
+    *,
+    leaf_offset: int,
+    first_slot: int,
+    end_slot: int,
+    block_bytes: int,
+    parent: LeafEntries,
+    base: LeafEntries,
+) -> SealedSpan:
+    """Read and seal the blocks `first_slot` to before `end_slot` of the leaf that begins at `leaf_offset`.
+
+    Raises:
+        HoldfastError: what the source raises.
+    """
+    start = leaf_offset + first_slot * block_bytes
+    end = min(leaf_offset + end_slot * block_bytes, source.size_bytes)
+    result = SealedSpan()
+    if start >= end:
+        return result
+    extents = source.allocated(start, end)
+    if not extents:
+        return result
+    buffer = _buffers.span
+    view = memoryview(buffer)
+    touched = _read(source, extents, start=start, end=end, block_bytes=block_bytes, view=view, result=result)
+    cache, ring = context.cache, context.ring
+    for position in touched:
+        at = position * block_bytes
+        length = min(block_bytes, end - start - at)
+        # In place, and it stops at the first difference: a slice to compare would be copied first.
+        if buffer.startswith(_ZEROS if length == len(_ZEROS) else _zeros(length), at):
+            continue
+        slot = first_slot + position
+        plain = view[at : at + length]
+        fingerprint = ring.fingerprint(plain)
+        known = parent.get(slot)
+        if known is not None and known[0] == fingerprint:
+            reference = known[1]
+        else:
+            result.changed_bytes += length
+            result.changed_blocks += 1
+            similar = base.get(slot)
+            met = similar[1] if similar is not None and similar[0] == fingerprint else cache.get(fingerprint)
+            if met is not None:
+                reference = met
+                result.reused_bytes += length
+            else:
+                block = context.sealer.seal(plain, codec=context.codec)
+                reference = (block.id, b"")
+                result.new.append((block, length))
+                cache.put(fingerprint, reference)
+        result.slots.append(slot)
+        result.fingerprints.append(fingerprint)
+        result.references.append(reference)
+    return result
+
+
+def _read(
+    source: VolumeSource,
+    extents: Sequence[Extent],
+    *,
+    start: int,
+    end: int,
+    block_bytes: int,
+    view: memoryview,
+    result: SealedSpan,
+) -> list[int]:
+    """Read every block that an extent touches, zeros in its holes; returns their positions, ascending."""
+    touched: list[int] = []
+    filled_to = start  # all before it is read or zeroed, as far as touched blocks need it
+    for extent in extents:
+        first = (extent.start - start) // block_bytes
+        last = (extent.end - 1 - start) // block_bytes
+        head = max(filled_to, start + first * block_bytes)
+        if extent.start > head:
+            view[head - start : extent.start - start] = bytes(extent.start - head)
+        tail = min(end, start + (last + 1) * block_bytes)
+        source.read_into(extent.start, view[extent.start - start : extent.end - start])
+        result.read_bytes += extent.end - extent.start
+        if tail > extent.end:
+            view[extent.end - start : tail - start] = bytes(tail - extent.end)
+        # The next extent may begin inside this block: it overwrites its part of the zeros.
+        filled_to = tail
+        touched.extend(range(first if not touched or touched[-1] < first else touched[-1] + 1, last + 1))
+    return touched
+
+
+_zero_runs: dict[int, bytes] = {}
+
+
+def _zeros(length: int) -> bytes:
+    """Return that many zero bytes; kept for the few lengths that volumes have."""
+    run = _zero_runs.get(length)
+    if run is None:
+        run = bytes(length)
+        if len(_zero_runs) < 64:
+            _zero_runs[length] = run
+    return run
+
+
+def seal_cuts(context: SpanContext, cuts: Sequence[bytes]) -> SealedSpan:
+    """Fingerprint and seal cuts of application data, in order; `slots` are their positions in `cuts`."""
+    result = SealedSpan()
+    for position, plain in enumerate(cuts):
+        fingerprint = context.ring.fingerprint(plain)
+        reference = context.cache.get(fingerprint)
+        result.changed_bytes += len(plain)
+        result.changed_blocks += 1
+        if reference is not None:
+            result.reused_bytes += len(plain)
+        else:
+            block = context.sealer.seal(plain, codec=context.codec)
+            reference = (block.id, b"")
+            result.new.append((block, len(plain)))
+            context.cache.put(fingerprint, reference)
+        result.slots.append(position)
+        result.fingerprints.append(fingerprint)
+        result.references.append(reference)
+    return result

@@ -1,0 +1,251 @@
+"""The write operations, from Begin to Commit: recovery points and stored objects.
+
+Each runs as one job whose answer is ready at commit; copies that are still under way then go on in the job, which the
+manager owns and waits for when it settles or closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from holdfast.access import Access
+from holdfast.convert import object_info, point_info, transfer_message
+from holdfast.index import IndexReader
+from holdfast.objects import ObjectWriter
+from holdfast.points import PointReader, PointSources, ReadSums
+from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, Transfer, TransferStats
+from holdfast.sessions import COMMIT_TIMEOUT_S, Session
+from holdfast.sources import VolumeSource
+from holdfast.uploader import Uploader
+from holdfast_core.model.names import split_ids
+from holdfast_core.model.records import check_point, object_mac, point_mac
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.endpoints import Endpoints
+from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
+
+TAIL_S: Final = 600.0
+
+Made = TypeVar("Made", PointInfo, ObjectInfo)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """What a manager lends to its operations.
+
+    Attributes:
+        replica_wait_s: how long a commit waits for copies beyond the quorum.
+        report_damage: tells the coordinator of ids that no owner could give, and of what was being read.
+        timed: told of each write's times, again when its last copy is written.
+    """
+
+    endpoints: Endpoints
+    pool: NodePool
+    executor: Executor
+    clock: Clock
+    workers: int
+    random_bytes: Callable[[int], bytes]
+    replica_wait_s: float
+    report_damage: Callable[[tuple[bytes, ...], str], Awaitable[None]]
+    timed: Callable[[Transfer], None]
+
+    def reader(self, access: Access) -> BlockReader:
+        """Return a reader under an operation's access."""
+        return BlockReader(self.pool, access.layouts, access.capability, executor=self.executor)
+
+    def index(self, access: Access, reader: BlockReader) -> IndexReader:
+        """Return a reader of index nodes."""
+        return IndexReader(reader, access.ring.opener(), self.executor)
+
+
+class WriteJob(Generic[Made]):
+    """One write. `made` is its answer, ready at commit; `run` ends when the copies are settled too."""
+
+    def __init__(self, tools: Toolbox, progress: ProgressCallback | None) -> None:
+        """Make a job; to be run inside the manager's event loop."""
+        self.made: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        self._tools = tools
+        self._progress = progress
+        self._started_s = tools.clock.monotonic_s()
+
+    def _elapsed_s(self) -> float:
+        return self._tools.clock.monotonic_s() - self._started_s
+
+    def _tell(self, phase: str, logical_bytes: int) -> None:
+        if self._progress is not None:
+            self._progress(Progress(phase, logical_bytes, logical_bytes))
+
+    async def _finish(
+        self,
+        uploader: Uploader,
+        session: Session,
+        sums: ReadSums,
+        commit: Callable[[TransferStats], Awaitable[Made]],
+    ) -> None:
+        """Bring everything to its quorum, wait a little for the other copies, commit, then wait for the rest."""
+        await uploader.flush()
+        quorum_s = self._elapsed_s()
+        self._tell("settle", sums.logical_bytes)
+        settled = await uploader.settle(self._tools.replica_wait_s)
+        replicated_s = self._elapsed_s() if settled and not uploader.under_replicated_blocks else None
+        stats = _stats(sums, uploader)
+        self._tell("commit", sums.logical_bytes)
+        made = await session.commit(lambda: commit(stats))
+        times = Transfer(session.session_id, stats, quorum_s, self._elapsed_s(), replicated_s)
+        self._tools.timed(times)
+        self.made.set_result(made)
+        if not settled:
+            if not await uploader.settle(TAIL_S):
+                uploader.give_up()
+            elif not uploader.under_replicated_blocks:
+                done = Transfer(times.resource_id, stats, quorum_s, times.committed_s, self._elapsed_s())
+                self._tools.timed(done)
+
+
+def _stats(sums: ReadSums, uploader: Uploader) -> TransferStats:
+    sent = uploader.sums
+    return TransferStats(
+        logical_bytes=sums.logical_bytes,
+        read_bytes=sums.read_bytes,
+        changed_bytes=sums.changed_bytes,
+        deduplicated_bytes=sums.reused_bytes + sent.present_plain_bytes,
+        stored_bytes=sent.stored_bytes,
+        sent_bytes=sent.sent_bytes,
+        stored_plain_bytes=sent.stored_plain_bytes,
+        changed_blocks=sums.changed_blocks,
+        stored_blocks=sent.stored_blocks,
+        under_replicated_blocks=uploader.under_replicated_blocks,
+        index_bytes=sent.index_bytes,
+    )
+
+
+class PointJob(WriteJob[PointInfo]):
+    """Makes a recovery point."""
+
+    async def run(self, request: state_pb2.BeginPointRequest, given: Mapping[str, VolumeSource]) -> None:
+        """Begin, read, send, commit.
+
+        Raises:
+            HoldfastError: whatever stands in the way; the session is then aborted.
+        """
+        tools = self._tools
+        begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginPoint, request)
+        access = Access(
+            tools.endpoints,
+            tools.pool,
+            begun.grant,
+            clock=tools.clock,
+            session_id=begun.session_id,
+            resource_id=begun.session_id,
+        )
+        session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
+        async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
+            parent = begun.parent if begun.HasField("parent") else None
+            base = begun.base if begun.HasField("base") else None
+            for point in (parent, base):
+                if point is not None:
+                    check_point(access.ring, point)
+            damage: list[bytes] = []
+            reader = PointReader(
+                access,
+                uploader,
+                tools.index(access, tools.reader(access)),
+                tools.executor,
+                workers=tools.workers,
+                key_epoch=begun.key_epoch,
+                progress=self._progress,
+                damaged_index=damage.extend,
+            )
+            damaged = frozenset(split_ids(begun.damaged_ids))
+            volumes = await reader.read(PointSources(begun.vm, parent, base, damaged, given))
+            if damage:
+                await tools.report_damage(tuple(damage), parent.point_id if parent is not None else "")
+            parent_id = parent.point_id if parent is not None else ""
+            mac = point_mac(
+                access.ring,
+                tenant=access.ring.tenant,
+                point_id=begun.session_id,
+                vm_id=begun.vm.vm_id,
+                parent_id=parent_id,
+                volumes=volumes,
+            )
+
+            async def commit(stats: TransferStats) -> PointInfo:
+                answer = await tools.endpoints.call(
+                    lambda channel: StateServiceStub(channel).CommitPoint,
+                    state_pb2.CommitPointRequest(
+                        session_id=begun.session_id,
+                        volumes=volumes,
+                        mac=mac,
+                        stats=transfer_message(stats),
+                        parent_id=parent_id,
+                    ),
+                    timeout_s=COMMIT_TIMEOUT_S,
+                )
+                return point_info(answer.point)
+
+            await self._finish(uploader, session, reader.sums, commit)
+
+
+class ObjectJob(WriteJob[ObjectInfo]):
+    """Makes a stored object."""
+
+    async def run(self, request: state_pb2.BeginObjectRequest, pieces: AsyncIterator[bytes]) -> None:
+        """Begin, cut and send what `pieces` yields, commit.
+
+        Raises:
+            HoldfastError: whatever stands in the way; the session is then aborted.
+        """
+        tools = self._tools
+        begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginObject, request)
+        access = Access(
+            tools.endpoints,
+            tools.pool,
+            begun.grant,
+            clock=tools.clock,
+            session_id=begun.session_id,
+            resource_id=begun.session_id,
+        )
+        session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
+        async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
+            writer = ObjectWriter(
+                access,
+                uploader,
+                tools.executor,
+                workers=tools.workers,
+                key_epoch=begun.key_epoch,
+                progress=self._progress,
+            )
+            root, block_count = await writer.write(pieces)
+            size = writer.sums.logical_bytes
+            mac = object_mac(
+                access.ring,
+                tenant=access.ring.tenant,
+                storage_id=begun.session_id,
+                task_id=request.task_id,
+                size_bytes=size,
+                root=root,
+            )
+
+            async def commit(stats: TransferStats) -> ObjectInfo:
+                answer = await tools.endpoints.call(
+                    lambda channel: StateServiceStub(channel).CommitObject,
+                    state_pb2.CommitObjectRequest(
+                        session_id=begun.session_id,
+                        size_bytes=size,
+                        root=root,
+                        block_count=block_count,
+                        mac=mac,
+                        stats=transfer_message(stats),
+                    ),
+                    timeout_s=COMMIT_TIMEOUT_S,
+                )
+                return object_info(answer.object)
+
+            await self._finish(uploader, session, writer.sums, commit)
