@@ -1,0 +1,1 @@
+"""The programs that are compared, each behind the same small interface."""
