@@ -72,6 +72,7 @@ async def _save_until_done(clients: tuple[Client, Client], vm_id: str, source: r
             if isinstance(each, BaseException):
                 assert isinstance(each, HoldfastError), each
                 assert each.code in (ErrorCode.SESSION_LAPSED, ErrorCode.CONFLICT), each
+                assert not made or each.code is ErrorCode.CONFLICT, "a point is visible and its commit was refused"
         if made:
             assert all(point == made[0] for point in made)
             return str(made[0].point_id)
