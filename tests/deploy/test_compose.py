@@ -162,7 +162,7 @@ def test_only_coordinators_have_the_master_key(compose: dict[str, Any]) -> None:
 @pytest.mark.parametrize("service", [*COORDINATORS, *NODES])
 def test_addresses_lead_to_services_on_a_shared_network(compose: dict[str, Any], service: str) -> None:
     services = compose["services"]
-    ports = {**dict.fromkeys(ETCD, "2379"), **dict.fromkeys(COORDINATORS, "7400"), **dict.fromkeys(NODES, "7500")}
+    ports = {**dict.fromkeys(ETCD, "2379"), **dict.fromkeys(COORDINATORS, "7400"), **dict.fromkeys(NODES, "7410")}
     text = " ".join([*services[service]["command"], *services[service]["environment"].values()])
     named = re.findall(r"\b((?:etcd|coordinator|node)-\d):(\d+)", text)
     assert named

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 SERVICES: Final = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))["services"]
 PROGRAMS: Final = {"etcd": [], "coordinator": [*COMMAND, "coordinator"], "node": [*COMMAND, "storagenode"]}
-PORTS: Final = {"etcd": (2379, 2380), "coordinator": (7400, 9400), "node": (7500, 9500)}
+PORTS: Final = {"etcd": (2379, 2380), "coordinator": (7400, 9400), "node": (7410, 9500)}
 
 
 class Composed:

@@ -11,7 +11,34 @@ import pytest
 import holdfast
 from holdfast import AsyncStateManager, StateManager
 
-PUBLIC: Final = ["AsyncStateManager", "HoldfastError", "StateManager"]
+PUBLIC: Final = [
+    "AsyncStateManager",
+    "ClusterStatus",
+    "Codec",
+    "Consistency",
+    "ErrorCode",
+    "Extent",
+    "HoldfastError",
+    "LayoutInfo",
+    "LayoutPlan",
+    "LayoutState",
+    "NodeInfo",
+    "ObjectInfo",
+    "PointInfo",
+    "Progress",
+    "ProgressCallback",
+    "RawFileSource",
+    "StateManager",
+    "Stats",
+    "TlsFiles",
+    "Transfer",
+    "TransferStats",
+    "VerifyReport",
+    "VmInfo",
+    "VolumeInfo",
+    "VolumeSource",
+    "VolumeSpec",
+]
 
 THE_FIVE: Final = {
     "create_snapshot": ({"vm_id": "str"}, "str"),
@@ -22,9 +49,11 @@ THE_FIVE: Final = {
 }
 """The mission's calls: their positional parameters with types, and what they return."""
 
-AROUND_THEM: Final = {
-    *("register_vm", "points", "persist_files", "retrieve_files", "discard_vm", "forget", "verify", "stats"),
-}
+AROUND_THEM: Final = [
+    *("register_vm", "vm", "list_vms", "points", "point", "forget", "verify", "stats"),
+    *("persist_stream", "retrieve_stream", "retrieve_to_file", "application_data", "list_application_data"),
+    *("forget_application_data", "cluster_status", "nodes", "layout", "plan_layout", "apply_layout", "settle", "close"),
+]
 
 
 def test_the_public_names_are_these() -> None:
