@@ -9,6 +9,7 @@ left, movement is least (ADR 0005).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -81,63 +82,79 @@ class Exchange:
             frontier = following
         return False
 
-    def _apply(self, chain: Sequence[tuple[int, int]]) -> bool:
-        """Carry out arcs, each in a partition of its own; undo all and return False where that is impossible."""
+    def _apply(self, chain: Sequence[tuple[int, int]], *, cost_below: int | None = None) -> bool:
+        """Carry out arcs one after another; undo all and return False where one has become impossible, or where their
+        cost together is not below `cost_below`."""
+        board = self._board
         done: list[tuple[int, int, int]] = []
         used: set[int] = set()
+        cost = 0
         for old, new in chain:
             partition = self._cheapest(old, new, used)
             if partition is None:
-                for at, a, b in reversed(done):
-                    self.replace(at, b, a)
-                return False
+                break
+            cost += board.cost(partition, new) - board.cost(partition, old)
             used.add(partition)
             self.replace(partition, old, new)
             done.append((partition, old, new))
-        return True
+        if len(done) == len(chain) and (cost_below is None or cost < cost_below):
+            return True
+        for partition, old, new in reversed(done):
+            self.replace(partition, new, old)
+        return False
 
     def _cheapest(self, old: int, new: int, used: set[int]) -> int | None:
+        """Return the partition in which `new` may best take a slot of `old`, a fresh one if that costs no more."""
         board = self._board
         best: int | None = None
-        best_cost = 2
+        best_key = (2, True)
         for partition in board.held[old]:
-            if partition not in used and board.allowed(partition, old) >> new & 1:
-                cost = board.cost(partition, new) - board.cost(partition, old)
-                if cost < best_cost:
-                    best, best_cost = partition, cost
-                    if cost < 0:
+            if board.allowed(partition, old) >> new & 1:
+                key = (board.cost(partition, new) - board.cost(partition, old), partition in used)
+                if key < best_key:
+                    best, best_key = partition, key
+                    if key == (-1, False):
                         break
         return best
 
     def reduce_movement(self, bounds: Sequence[Bounds]) -> None:
-        """Carry out rearrangements that lower the movement within the bounds, until none is left."""
+        """Carry out rearrangements that lower the movement within the bounds, until none is left.
+
+        The first cycle found may use a partition in two ways that exclude each other; the shortest never does.
+        """
         while cycle := self._negative_cycle(bounds):
-            if not self._apply(cycle):
+            if not self._apply(cycle, cost_below=0) and not self._apply(
+                self._shortest_negative_cycle(bounds), cost_below=0
+            ):
                 return
 
-    def _negative_cycle(self, bounds: Sequence[Bounds]) -> list[tuple[int, int]]:
-        """Return the arcs of a cycle of negative cost (Bellman-Ford over all nodes at once), or none.
+    def _arcs(self, bounds: Sequence[Bounds]) -> list[list[tuple[int, int]]]:
+        """Return per vertex its arcs, as bits with a cost.
 
-        The extra vertex `slack` lets a chain end at a node that may grow and begin at one that may shrink; its arcs are
-        left out of the answer, as they change nothing on the board.
+        The extra vertex `slack` (the number of `vacant`) lets a chain end at a node that may grow and begin at one that
+        may shrink.
         """
         board = self._board
         slack = board.vacant
-        nodes = range(slack)
-        may_shrink = sum(1 << node for node in nodes if board.load[node] > bounds[node].low)
+        arcs = []
+        for node in range(slack):
+            row = self._row(node)
+            grows = 1 << slack if board.load[node] < bounds[node].high else 0
+            arcs.append([(row.gain, -1), (row.even | grows, 0), (row.loss, 1)])
+        may_shrink = sum(1 << node for node in range(slack) if board.load[node] > bounds[node].low)
+        return [*arcs, [(may_shrink, 0)]]
+
+    def _negative_cycle(self, bounds: Sequence[Bounds]) -> list[tuple[int, int]]:
+        """Return the arcs of a cycle of negative cost, slack left out, or none (Bellman-Ford from all vertices)."""
+        slack = self._board.vacant
+        arcs = self._arcs(bounds)
         distance = [0] * (slack + 1)
         came_from: dict[int, int] = {}
-        active = {node for node in nodes if self._row(node).gain}
+        active = {node for node in range(slack) if self._row(node).gain}
         while active:
             changed: set[int] = set()
             for node in sorted(active):
-                if node == slack:
-                    arcs = [(may_shrink, 0)]
-                else:
-                    row = self._row(node)
-                    grows = 1 << slack if board.load[node] < bounds[node].high else 0
-                    arcs = [(row.gain, -1), (row.even | grows, 0), (row.loss, 1)]
-                for mask, cost in arcs:
+                for mask, cost in arcs[node]:
                     reached = distance[node] + cost
                     for other in bits_of(mask):
                         if reached < distance[other]:
@@ -148,6 +165,27 @@ class Exchange:
             if cycle:
                 return [arc for arc in cycle if slack not in arc]
             active = changed
+        return []
+
+    def _shortest_negative_cycle(self, bounds: Sequence[Bounds]) -> list[tuple[int, int]]:
+        """Return the arcs of a negative cycle with as few arcs as there can be, slack left out, or none."""
+        slack = self._board.vacant
+        arcs = self._arcs(bounds)
+        # Cheapest walks of ever more arcs from every vertex; the first that comes back below 0 is the shortest cycle.
+        walks: list[dict[int, tuple[int, tuple[int, ...]]]] = [{start: (0, (start,))} for start in range(slack + 1)]
+        for _ in range(slack + 1):
+            for start, layer in enumerate(walks):
+                following: dict[int, tuple[int, tuple[int, ...]]] = {}
+                for node, (cost_so_far, walk) in layer.items():
+                    for mask, cost in arcs[node]:
+                        for other in bits_of(mask):
+                            if other not in following or cost_so_far + cost < following[other][0]:
+                                following[other] = (cost_so_far + cost, (*walk, other))
+                walks[start] = following
+                back = following.get(start)
+                if back is not None and back[0] < 0:
+                    ring = list(itertools.pairwise(back[1]))
+                    return [arc for arc in reversed(ring) if slack not in arc]
         return []
 
 
