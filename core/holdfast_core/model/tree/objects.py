@@ -87,7 +87,7 @@ class ObjectWalk:
         """Take root, block count and size from the object's record, and the bytes to find, `start` to before `end`."""
         self._start = start
         self._end = size_bytes if end is None else min(end, size_bytes)
-        self._pending = [ref for ref in object_root(root, block_count, size_bytes) if self._covers(ref)]
+        self._pending = object_root(root, block_count, size_bytes) if self._start < self._end else []
         self.leaves: list[ObjectLeafRef] = []
         self._settle()
 

@@ -100,7 +100,7 @@ class VolumeWalk:
         self._end = self._leaf_count if end_leaf is None else min(end_leaf, self._leaf_count)
         self._pending: list[VolumeRef] = []
         self.leaves: list[tuple[int, bytes]] = []
-        if root and self._leaf_count:
+        if root and self._first < self._end:
             self._pending = [ref for ref in [VolumeRef(volume_height(block_count_total), 0, root)] if self._covers(ref)]
             self._settle()
 
