@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from holdfast_core.model.cutting import CUT_BYTES_MAX, CUT_BYTES_MIN, Cutter
@@ -30,6 +30,16 @@ def test_cuts_depend_on_the_bytes_alone(size: int, pieces: int) -> None:
     assert cuts == cut(data)
     assert all(CUT_BYTES_MIN <= len(each) <= CUT_BYTES_MAX for each in cuts[:-1])
     assert all(0 < len(each) <= CUT_BYTES_MAX for each in cuts[-1:])
+
+
+@settings(max_examples=200)
+@given(key=st.binary(min_size=32, max_size=32))
+@example(bytes(32))
+@example(b"\xff" * 32)
+@example(b"\0" * 7 + b"\x80" + bytes(24))
+def test_any_key_will_do(key: bytes) -> None:
+    data = DATA[:300_000]
+    assert b"".join(cut(data, key=key)) == data
 
 
 def test_cuts_are_a_quarter_mebibyte_or_so() -> None:

@@ -18,7 +18,13 @@ CUT_BYTES_MIN: Final = 64 * KIB
 CUT_BYTES_AVERAGE: Final = 256 * KIB
 CUT_BYTES_MAX: Final = 1 * MIB
 _SEED_BYTES: Final = 8
+_SEED_MAX: Final = 2**63 - 1
 _GATHER_BYTES: Final = 4 * CUT_BYTES_MAX
+
+
+def _seed(cutting_key: bytes) -> int:
+    """Return 63 bits of the key, never 0: the library shifts the seed up by one bit, and takes 0 for no seed."""
+    return int.from_bytes(cutting_key[:_SEED_BYTES], "little") & _SEED_MAX | 1
 
 
 class Cutter:
@@ -31,7 +37,7 @@ class Cutter:
             min_size=CUT_BYTES_MIN,
             max_size=CUT_BYTES_MAX,
             normalized_chunking=2,
-            seed=int.from_bytes(cutting_key[:_SEED_BYTES], "little") | 1,
+            seed=_seed(cutting_key),
         )
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
