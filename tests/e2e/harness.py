@@ -41,7 +41,7 @@ class Up:
     def start(self, *, within_s: float = 40.0) -> Up:
         """Start it and wait for its one line on stdout."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-        self.process = subprocess.Popen(
+        process = self.process = subprocess.Popen(
             [*COMMAND, "up", "--data", str(self.data), "--port", "0", *self.arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -50,19 +50,16 @@ class Up:
         )
         self.stdout.clear()
         self.stderr.clear()
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
         self.readers = [
-            threading.Thread(target=lambda: self.stdout.extend(self.process.stdout or ()), daemon=True),
-            threading.Thread(target=lambda: self.stderr.extend(self.process.stderr or ()), daemon=True),
+            threading.Thread(target=lambda: self.stdout.extend(process.stdout or ()), daemon=True),
+            threading.Thread(target=lambda: self.stderr.extend(process.stderr or ()), daemon=True),
         ]
         for reader in self.readers:
             reader.start()
 
         def spoke() -> bool:
-            assert self.process is not None
-            if self.process.poll() is not None:
-                raise AssertionError(f"up ended with {self.process.returncode}: {''.join(self.stderr)[-3000:]}")
+            if process.poll() is not None:
+                raise AssertionError(f"up ended with {process.returncode}: {''.join(self.stderr)[-3000:]}")
             return bool(self.stdout)
 
         eventually(spoke, "the ready line", within_s=within_s)

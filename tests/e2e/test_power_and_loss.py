@@ -19,7 +19,7 @@ def test_everything_killed_at_once_keeps_every_acknowledged_point(tmp_path: Path
     cluster = Up(tmp_path / "data").start()
     cluster.ok("vm", "register", "vm", "--volume", f"root={disk}")
     snapshot = cluster.ok("snapshot", "vm")
-    expected = {(snapshot,): digest(disk)}
+    expected: dict[tuple[str, ...], str] = {(snapshot,): digest(disk)}
     for round_number in range(2):
         change_image(disk, edits=10, seed=100 + round_number)
         backup = cluster.ok("backup", "vm", snapshot)

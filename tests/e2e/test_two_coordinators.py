@@ -19,12 +19,12 @@ from tests.support.etcd import EtcdCluster
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
-ROUNDS = 6
+ROUNDS = 10
 
 
 @pytest.fixture
 def etcd(tmp_path: Path) -> Iterator[EtcdCluster]:
-    with EtcdCluster(members=3, directory=tmp_path / "etcd") as cluster:
+    with EtcdCluster(3, tmp_path) as cluster:
         yield cluster
 
 
@@ -64,9 +64,7 @@ def coordinators(tmp_path: Path, etcd: EtcdCluster) -> Iterator[list[Service]]:
                 tmp_path / f"node-{number}.log",
             ).start()  # fmt: skip
             stack.callback(node.stop)
-        eventually(
-            lambda: b"ready" in run("status", "--coordinator", both).stdout, "the cluster is ready", within_s=40
-        )
+        eventually(lambda: b"ready" in run("status", "--coordinator", both).stdout, "the cluster is ready", within_s=40)
         yield services
 
 
@@ -78,6 +76,8 @@ def test_coordinators_killed_under_load_lose_and_double_nothing(
     source = random.Random(22)
     both = ",".join(service.address for service in coordinators)
     acknowledged: dict[str, str] = {}
+    struck_in_call: list[bool] = []
+    refusals: list[HoldfastError] = []
     with StateManager(both) as manager:
         manager.register_vm("vm", volumes={"root": str(disk)})
         snapshot = manager.create_snapshot("vm")
@@ -85,20 +85,29 @@ def test_coordinators_killed_under_load_lose_and_double_nothing(
         for round_number in range(ROUNDS):
             change_image(disk, edits=5, seed=round_number)
             victim = coordinators[round_number % 2]
-            fuse = threading.Timer(source.uniform(0.0, 0.12), victim.kill)
+            over = threading.Event()
+
+            def strike(victim: Service = victim, over: threading.Event = over) -> None:
+                victim.kill()
+                struck_in_call.append(not over.is_set())
+
+            fuse = threading.Timer(source.uniform(0.0, 0.1), strike)
             fuse.start()
             try:
                 backup = manager.incremental_backup("vm", snapshot)
                 acknowledged[backup] = digest(disk)
             except HoldfastError as error:
-                assert error.retryable, error
+                refusals.append(error)
+            over.set()
             fuse.join()
             victim.start()
             if round_number == 2:
                 etcd.kill(0)
-            if round_number == 4:
+            if round_number == 5:
                 etcd.restart(0)
 
+        assert any(struck_in_call), "some kill fell into a call"
+        assert all(error.retryable for error in refusals), refusals
         points = manager.points("vm")
         ids = [point.point_id for point in points]
         assert set(acknowledged) <= set(ids), "every acknowledged point is listed"
