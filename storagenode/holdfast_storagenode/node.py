@@ -21,6 +21,7 @@ from holdfast_storagenode.cluster import ClusterKnowledge
 from holdfast_storagenode.heartbeats import Heartbeats
 from holdfast_storagenode.home import NodeHome
 from holdfast_storagenode.metrics import NodeMetrics
+from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET
 from holdfast_storagenode.service import SERVICE_NAME, BlockService, NodeView
 from holdfast_storagenode.store import BlockStore, CompactingStore, StoreStatus
 from holdfast_storagenode.workers import Workers
@@ -30,6 +31,8 @@ DEFAULT_ZONE: Final = "default"
 # Dead space of half a segment is worth a rewrite; looking for one costs next to nothing.
 _DEAD_FRACTION_MIN: Final = 0.5
 _COMPACT_INTERVAL_S: Final = 30.0
+# What frees less was mostly tombstones, which are carried on; doing the next at once would move them in a circle.
+_FREED_BYTES_MIN: Final = SEGMENT_BYTES_TARGET // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +173,14 @@ class StorageNode:
             if not isinstance(store, CompactingStore):
                 continue
             try:
-                while await self._workers.run(store.compact, dead_fraction_min=_DEAD_FRACTION_MIN):
-                    pass
+                while await self._compacted_bytes(store) >= _FREED_BYTES_MIN:
+                    await self._clock.sleep(0)
             except HoldfastError as error:
                 # A full or failed disk: it shows in the status already, and the next try may do better.
                 self._log.warning("compaction failed", code=error.code.name, message=error.message)
+
+    async def _compacted_bytes(self, store: CompactingStore) -> int:
+        return await self._workers.run(store.compact, dead_fraction_min=_DEAD_FRACTION_MIN)
 
     def _opened_store(self) -> BlockStore:
         if self._store is None:

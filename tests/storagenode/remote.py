@@ -1,0 +1,116 @@
+"""A block store that is really a node reached over gRPC, so that the conformance suite runs on it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast_core.model.block import SealedBlock, verify
+from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_storagenode.store import BlockEntry, Found, StoreStatus, Verdict, kind_of
+from tests.storagenode.cluster import LoopThread, NodeClient, mint
+from holdfast_core.runtime.capability import CapabilitySigner
+
+
+def batch_of(blocks: Sequence[SealedBlock], *, sequence: int = 0, layout_epoch: int = 1) -> pb.PutBlocksRequest:
+    """Return the message that puts `blocks`."""
+    return pb.PutBlocksRequest(
+        sequence=sequence,
+        layout_epoch=layout_epoch,
+        block_ids=b"".join(block.id for block in blocks),
+        lengths=[len(block.data) for block in blocks],
+        blocks=b"".join(block.data for block in blocks),
+    )
+
+
+def unpack(responses: Sequence[pb.GetBlocksResponse], ids: Sequence[bytes]) -> list[Found]:
+    """Return what GetBlocks answered, one item an id."""
+    found: list[Found] = []
+    for response in responses:
+        assert response.first == len(found)
+        at = 0
+        for verdict, length in zip(response.verdicts, response.lengths, strict=True):
+            if verdict == Verdict.OK:
+                found.append(verify(ids[len(found)], response.blocks[at : at + length]))
+                at += length
+            else:
+                assert length == 0
+                found.append(Verdict(verdict))
+        assert at == len(response.blocks)
+    return found
+
+
+class RemoteStore:
+    """A `BlockStore` that speaks to one node with capabilities that it mints itself."""
+
+    def __init__(self, loop: LoopThread, address: str, signer: CapabilitySigner) -> None:
+        self._loop = loop
+        self._address = address
+        self._signer = signer
+
+    def put(self, tenant: int, blocks: Sequence[SealedBlock]) -> list[Verdict]:
+        (answer,) = self._loop.run(self._with(tenant, lambda client: client.put([batch_of(blocks)])))
+        return [Verdict(verdict) for verdict in answer.verdicts]
+
+    def get(self, tenant: int, ids: Sequence[bytes], *, bytes_max: int) -> list[Found]:
+        request = pb.GetBlocksRequest(block_ids=b"".join(ids))
+        responses = self._loop.run(self._with(tenant, lambda client: client.stream("GetBlocks", request)))
+        found = unpack(responses, ids)
+        assert len(found) == len(ids)
+        size = 0
+        for at, item in enumerate(found):
+            size += 0 if isinstance(item, Verdict) else len(item.data)
+            if size > bytes_max and at:
+                return found[:at]
+        return found
+
+    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False) -> list[Verdict]:
+        request = pb.HasBlocksRequest(block_ids=b"".join(ids), verify=verify)
+        answer = self._loop.run(self._with(tenant, lambda client: client.call("HasBlocks", request)))
+        return [Verdict(verdict) for verdict in answer.verdicts]
+
+    def kinds(self, tenant: int, ids: Sequence[bytes]) -> list[int | None]:
+        found = self.get(tenant, ids, bytes_max=1 << 30)
+        return [None if isinstance(item, Verdict) else kind_of(item.data) for item in found]
+
+    def delete(self, tenant: int, ids: Sequence[bytes]) -> list[Verdict]:
+        request = pb.DeleteBlocksRequest(block_ids=b"".join(ids))
+        answer = self._loop.run(self._with(tenant, lambda client: client.call("DeleteBlocks", request)))
+        return [Verdict(verdict) for verdict in answer.verdicts]
+
+    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
+        request = pb.ScanBlocksRequest(after=after, limit=limit)
+        if partition is not None:
+            request.partition = partition
+        responses = self._loop.run(self._with(tenant, lambda client: client.stream("ScanBlocks", request)))
+        listed = [
+            (response.block_ids[32 * at : 32 * at + 32], length)
+            for response in responses
+            for at, length in enumerate(response.lengths)
+        ]
+        kinds = self.kinds(tenant, [block_id for block_id, _ in listed])
+        return [
+            BlockEntry(block_id, length, kind or 0) for (block_id, length), kind in zip(listed, kinds, strict=True)
+        ]
+
+    def status(self) -> StoreStatus:
+        request = pb.GetNodeStatusRequest()
+        answer = self._loop.run(self._with(1, lambda client: client.call("GetNodeStatus", request)))
+        return StoreStatus(
+            capacity_bytes=answer.status.capacity_bytes,
+            used_bytes=answer.status.used_bytes,
+            free_bytes=answer.status.free_bytes,
+            block_count=answer.status.block_count,
+            quarantined_count=answer.status.quarantined_count,
+            full=answer.status.full,
+            failed=False,
+        )
+
+    def close(self) -> None:
+        return None
+
+    async def _with(self, tenant, work):  # type: ignore[no-untyped-def]
+        client = NodeClient(self._address, mint(self._signer, tenant=tenant))
+        try:
+            return await work(client)
+        finally:
+            await client.close()
