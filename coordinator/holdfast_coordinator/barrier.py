@@ -114,7 +114,7 @@ class Barrier:
     async def _check(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> None:
         collected: dict[bytes, None] = {}
         while not walk.done:
-            blocks = await self._reader.fetch(walk.wanted(NODES_PER_READ), what="the index")
+            blocks = await self._fetch(walk.wanted(NODES_PER_READ))
             # Opening and parsing some dozens of nodes is milliseconds of pure computing: in a thread, so that
             # heartbeats and other sessions are served meanwhile.
             found = await asyncio.to_thread(self._digest, walk, blocks)
@@ -125,6 +125,17 @@ class Barrier:
                 await self._ask(collected, findings)
                 collected = {}
         await self._ask(collected, findings)
+
+    async def _fetch(self, node_ids: Sequence[bytes]) -> Mapping[bytes, SealedBlock]:
+        """Bring index nodes; our capability shows us nothing else, so a block of another kind is a malformed tree."""
+        try:
+            return await self._reader.fetch(node_ids, what="the index")
+        except HoldfastError as error:
+            if error.code is not ErrorCode.DENIED:
+                raise
+            raise HoldfastError(
+                ErrorCode.CORRUPT, "the tree names as an index node a block that is none", block_ids=node_ids
+            ) from error
 
     def _digest(self, walk: Walk, blocks: Mapping[bytes, SealedBlock]) -> NewReferences:
         walk.feed({block_id: self._opener.open(block) for block_id, block in blocks.items()})

@@ -82,5 +82,5 @@ def open_tenant(
         clock=clock,
         metrics=metrics,
     )
-    stats = Stats(store, space, vms=vms, points=points, view=view)
+    stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
     return Tenant(grants, vms, points, objects, sessions, damage, commits, stats)

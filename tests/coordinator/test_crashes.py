@@ -44,7 +44,8 @@ class Pair:
             answer = await self.failing.state(name, request)
         except HoldfastError as error:
             # A dead process answers nothing; here its last breath arrives as INTERNAL.
-            assert error.code in (ErrorCode.INTERNAL, ErrorCode.UNREACHABLE), error
+            if error.code not in (ErrorCode.INTERNAL, ErrorCode.UNREACHABLE):
+                raise
             answer = await self.healthy.state(name, request)
         struck = self.faults.struck
         self.faults.arm(None)
