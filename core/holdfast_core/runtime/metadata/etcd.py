@@ -102,15 +102,7 @@ class EtcdStore:
             attempt_timeout_s=attempt_timeout_s,
         )
         try:
-            await client.call(RANGE, pb.RangeRequest(key=b"holdfast", limit=1))
-        except EtcdError as error:
-            await client.close()
-            if error.failure is RpcFailure.INVALID_ARGUMENT:
-                # The request has no flaw but that it comes without the login that this etcd asks for.
-                raise EtcdError(RpcFailure.UNAUTHENTICATED, f"etcd wants a user and a password ({error})") from error
-            if error.failure is not RpcFailure.PERMISSION_DENIED:
-                raise
-            return cls(client)  # This user may not read that key; the cluster answers.
+            await _check_access(client)
         except BaseException:
             await client.close()
             raise
@@ -232,6 +224,18 @@ class EtcdStore:
                 if error.failure is not RpcFailure.RESOURCE_EXHAUSTED or limit <= _RANGE_KEYS_MIN:
                     raise
             limit = max(limit // 4, _RANGE_KEYS_MIN)
+
+
+async def _check_access(client: EtcdClient) -> None:
+    """Read a key, whichever: raises what keeps this client from using the cluster at all."""
+    try:
+        await client.call(RANGE, pb.RangeRequest(key=b"holdfast", limit=1))
+    except EtcdError as error:
+        if error.failure is RpcFailure.INVALID_ARGUMENT:
+            # The request has no flaw but that it comes without the login that this etcd asks for.
+            raise EtcdError(RpcFailure.UNAUTHENTICATED, f"etcd wants a user and a password ({error})") from error
+        if error.failure is not RpcFailure.PERMISSION_DENIED:
+            raise  # Where only this one key is not for this user, the cluster has answered.
 
 
 def _behind(key: bytes) -> bytes:

@@ -15,8 +15,8 @@ the name that it was reached by.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -38,6 +38,7 @@ _PAUSE_S_MIN: Final = 0.05
 _PAUSE_S_MAX: Final = 1.0
 _PROBE_TIMEOUT_S: Final = 1.0
 
+_T = TypeVar("_T")
 _RequestT = TypeVar("_RequestT", bound=Message)
 _ResponseT = TypeVar("_ResponseT", bound=Message)
 _SentT = TypeVar("_SentT", bound=Message, contravariant=True)
@@ -119,6 +120,14 @@ class Unary(Generic[_RequestT, _ResponseT]):
         return await multi(request, metadata=headers, timeout=timeout_s)
 
 
+async def exchange(stream: grpc.aio.StreamStreamCall[_RequestT, _ResponseT], request: _RequestT) -> Any:
+    """Send one message and return the next one, or `grpc.aio.EOF`. Raises grpc.aio.AioRpcError."""
+    # On a call that has ended already, `write` raises this; `read` then raises what the call ended with.
+    with suppress(asyncio.InvalidStateError):
+        await stream.write(request)
+    return await stream.read()
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange(Generic[_RequestT, _ResponseT]):
     """A method with streams both ways, of which one message each is used."""
@@ -135,8 +144,7 @@ class Exchange(Generic[_RequestT, _ResponseT]):
         )
         stream = multi(metadata=headers, timeout=timeout_s)
         try:
-            await stream.write(request)
-            response: Any = await stream.read()
+            response: Any = await exchange(stream, request)
         finally:
             stream.cancel()
         if response is grpc.aio.EOF:
@@ -193,6 +201,7 @@ class EtcdClient:
         self._token: str | None = None
         self._logging_in = asyncio.Lock()
         self._closed = asyncio.Event()
+        self._streams: set[WatchStream] = set()
 
     @property
     def closed(self) -> bool:
@@ -200,8 +209,11 @@ class EtcdClient:
         return self._closed.is_set()
 
     async def close(self) -> None:
-        """Close all channels; calls under way fail."""
+        """End all watches and close all channels; other calls under way end within their deadlines."""
         self._closed.set()
+        # Closing a channel does not reach a stream that some generator waits for.
+        for stream in self._streams:
+            stream.cancel()
         for endpoint in self._endpoints:
             await endpoint.channel.close()
 
@@ -212,6 +224,19 @@ class EtcdClient:
             await asyncio.wait_for(self._closed.wait(), pause_s)
         except TimeoutError:
             return
+
+    async def until_closed(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run `work`, but give it up with an EtcdError when the client is closed meanwhile."""
+        task, closing = asyncio.create_task(work), asyncio.create_task(self._closed.wait())
+        try:
+            await asyncio.wait([task, closing], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise EtcdError(RpcFailure.CANCELLED, "the metadata store is closed")
+        finally:
+            task.cancel()
+            closing.cancel()
+            await asyncio.wait([task, closing])
 
     async def call(self, method: Method[_RequestT, _ResponseT], request: _RequestT) -> _ResponseT:
         """Send a request that may be repeated, to one endpoint after the other until the deadline.
@@ -253,10 +278,12 @@ class EtcdClient:
             _WATCH_PATH, request_serializer=_serialize, response_deserializer=pb.WatchResponse.FromString
         )
         stream = multi(metadata=headers)
+        self._streams.add(stream)
         try:
             with self._translated(endpoint):
                 yield stream
         finally:
+            self._streams.discard(stream)
             stream.cancel()
 
     async def renew_login(self) -> None:
@@ -308,7 +335,7 @@ class EtcdClient:
                 self._turn_from(endpoint)
             raise EtcdError(failure, f"etcd at {endpoint.address}: {error.details() or failure.value}") from error
         except asyncio.CancelledError:
-            # Closing a channel cancels its calls, which must not look as if somebody had cancelled the calling task.
+            # `close` cancels streams, which must not look as if somebody had cancelled the task that reads them.
             task = asyncio.current_task()
             if not self.closed or (task is not None and task.cancelling()):
                 raise

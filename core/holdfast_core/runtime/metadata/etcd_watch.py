@@ -15,7 +15,7 @@ import grpc.aio
 
 from holdfast_core.model.errors import ErrorCode
 from holdfast_core.runtime.metadata.checks import range_end
-from holdfast_core.runtime.metadata.etcd_client import EtcdClient, EtcdError, WatchStream
+from holdfast_core.runtime.metadata.etcd_client import EtcdClient, EtcdError, WatchStream, exchange
 from holdfast_core.runtime.metadata.store import KeyValue, WatchBatch
 from holdfast_core.runtime.status import RpcFailure
 from holdfast_proto.v1 import etcd_pb2 as pb
@@ -80,12 +80,8 @@ class EtcdFollower:
             start_revision=self._next_revision,
             fragment=True,
         )
-        try:
-            async with asyncio.timeout(_CREATED_WITHIN_S):
-                await stream.write(pb.WatchRequest(create_request=request))
-                response: Any = await stream.read()
-        except TimeoutError:
-            raise EtcdError(RpcFailure.DEADLINE, "etcd did not begin the watch in time") from None
+        # A stream that was cancelled before it had begun never says so: it would wait for the whole time.
+        response = await self._client.until_closed(_create(stream, pb.WatchRequest(create_request=request)))
         if response is grpc.aio.EOF or not response.created:
             raise EtcdError(RpcFailure.UNAVAILABLE, "etcd did not begin the watch")
         if response.canceled:
@@ -113,6 +109,14 @@ class EtcdFollower:
         if batches:
             self._next_revision = batches[-1].revision + 1
         return batches
+
+
+async def _create(stream: WatchStream, request: pb.WatchRequest) -> Any:
+    try:
+        async with asyncio.timeout(_CREATED_WITHIN_S):
+            return await exchange(stream, request)
+    except TimeoutError:
+        raise EtcdError(RpcFailure.DEADLINE, "etcd did not begin the watch in time") from None
 
 
 async def _read(stream: WatchStream) -> pb.WatchResponse | None:
