@@ -80,7 +80,8 @@ def _item(row: _Row) -> KeyValue:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None)
+    # No waiting for other users of the file: after the lock above there is none but by mistake.
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:
         # Exclusive: a stray tool that wrote to the file would change it behind the watches.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
