@@ -1,0 +1,1 @@
+"""Golden files: the bytes of every format, so that a change of bytes is seen."""

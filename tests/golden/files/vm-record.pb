@@ -1,0 +1,3 @@
+
+vm-1 
+root/images/root.raw€€ (ÿŸñÂ±4

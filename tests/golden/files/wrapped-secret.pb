@@ -1,0 +1,2 @@
+
+¨ ®ßu‹…æABCDEFGHIJKLMNOPQRSTUVWX∞¶Ω¶6ÇÑ<;ôiïã•ç∞L0%

@@ -1,0 +1,188 @@
+"""One example of every format, made from fixed inputs. `test_golden` compares them with the files beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from holdfast_core.model.block import Codec, Kind, SealedBlock
+from holdfast_core.model.keys import KeyRing, TenantSecrets, wrap_secret
+from holdfast_core.model.layout import Layout, LayoutNode
+from holdfast_core.model.records import object_mac, object_mac_input, point_mac, point_mac_input
+from holdfast_core.model.tree import ObjectInner, ObjectLeaf, VolumeInner, VolumeLeaf, encode_node
+from holdfast_proto.v1 import records_pb2
+
+FOLDER: Final = Path(__file__).parent / "files"
+
+MASTER: Final = bytes(range(32, 64))
+NONCE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWX"
+TEXT: Final = b"Holdfast keeps the state of stateless VMs. " * 12
+BASE: Final = TEXT.replace(b"stateless", b"stateful!")
+BASE_ID: Final = bytes(range(64, 96))
+
+
+def filler(label: str, size: int = 32) -> bytes:
+    """Fixed bytes that do not compress."""
+    return hashlib.shake_128(label.encode()).digest(size)
+
+
+SECRETS: Final = TenantSecrets(
+    tenant=1,
+    data_root=filler("data root"),
+    data_epochs={1: filler("data epoch 1"), 2: filler("data epoch 2")},
+    structure_root=filler("structure root"),
+    structure_epochs={1: filler("structure epoch 1")},
+)
+RING: Final = KeyRing(SECRETS)
+
+VOLUME_LEAF: Final = VolumeLeaf(
+    (0, 1, 127),
+    (filler("fingerprint 0"), filler("fingerprint 1"), filler("fingerprint 2")),
+    (filler("block 0"), filler("block 1"), filler("block 2")),
+    (b"", filler("base 1"), b""),
+)
+VOLUME_INNER: Final = VolumeInner(2, (3, 64), (filler("child 0"), filler("child 1")))
+OBJECT_LEAF: Final = ObjectLeaf(
+    (65_536, 1), (filler("fingerprint 0"), filler("fingerprint 1")), (filler("block 0"), filler("block 1"))
+)
+OBJECT_INNER: Final = ObjectInner(1, (filler("child 0"), filler("child 1")), (2**33, 77))
+
+
+def sealed(codec: Codec, kind: Kind, epoch: int, plain: bytes) -> SealedBlock:
+    """A block of the tests' tenant."""
+    base = (BASE_ID, BASE) if codec is Codec.ZSTD_DELTA else None
+    return RING.sealer(kind, epoch).seal(plain, codec=codec, base=base)
+
+
+def volumes() -> list[records_pb2.VolumeRecord]:
+    """The volumes of the example point."""
+    return [
+        records_pb2.VolumeRecord(
+            name="root",
+            size_bytes=4 * 2**30,
+            block_bytes=65_536,
+            root=filler("root of root"),
+            consistency=records_pb2.CONSISTENCY_OFFLINE,
+            block_count=20_000,
+        ),
+        records_pb2.VolumeRecord(
+            name="data", size_bytes=2**20, block_bytes=16_384, consistency=records_pb2.CONSISTENCY_FUZZY
+        ),
+    ]
+
+
+def stats() -> records_pb2.TransferStats:
+    """Distinct numbers in every field."""
+    fields = records_pb2.TransferStats.DESCRIPTOR.fields
+    return records_pb2.TransferStats(**{field.name: 1000 + field.number for field in fields})
+
+
+def point_record() -> bytes:
+    """A backup."""
+    mac = point_mac(RING, tenant=1, point_id="bkp-b", vm_id="vm-1", parent_id="snap-a", volumes=volumes())
+    return records_pb2.PointRecord(
+        point_id="bkp-b",
+        vm_id="vm-1",
+        parent_id="snap-a",
+        created_unix_ms=1_800_000_000_123,
+        volumes=volumes(),
+        mac=mac,
+        stats=stats(),
+        number=2,
+        tenant=1,
+    ).SerializeToString(deterministic=True)
+
+
+def forgotten_point() -> bytes:
+    """A lineage stub."""
+    return records_pb2.PointRecord(
+        point_id="snap-a", vm_id="vm-1", created_unix_ms=1_800_000_000_000, number=1, forgotten=True, tenant=1
+    ).SerializeToString(deterministic=True)
+
+
+def object_record() -> bytes:
+    """A stored object."""
+    root = filler("root of object")
+    return records_pb2.ObjectRecord(
+        storage_id="app-c",
+        task_id="task-1",
+        size_bytes=123_456,
+        root=root,
+        created_unix_ms=1_800_000_000_456,
+        mac=object_mac(RING, tenant=1, storage_id="app-c", task_id="task-1", size_bytes=123_456, root=root),
+        stats=stats(),
+        block_count=2,
+        tenant=1,
+    ).SerializeToString(deterministic=True)
+
+
+def vm_record() -> bytes:
+    """A registration."""
+    spec = records_pb2.VolumeSpec(
+        name="root", uri="/images/root.raw", block_bytes=65_536, live=True, codec=records_pb2.CODEC_CHOICE_ZSTD
+    )
+    return records_pb2.VmRecord(vm_id="vm-1", volumes=[spec], created_unix_ms=1_799_999_999_999).SerializeToString(
+        deterministic=True
+    )
+
+
+def session_record() -> bytes:
+    """An open session."""
+    return records_pb2.SessionRecord(
+        session_id="bkp-b",
+        vm_id="vm-1",
+        parent_id="snap-a",
+        base_id="snap-z",
+        pinned_roots=filler("root of root") + filler("root of base"),
+        collection_epoch=5,
+        key_epoch=2,
+        started_unix_ms=1_800_000_000_001,
+        lease_id=42,
+    ).SerializeToString(deterministic=True)
+
+
+def layout_message() -> bytes:
+    """A small layout with made-up owners."""
+    nodes = tuple(LayoutNode(f"node-{number}", f"zone-{number % 3}", (number + 1) * 10**12) for number in range(4))
+    owners = struct.pack("<8H", 0, 1, 1, 2, 2, 3, 3, 0)
+    layout = Layout(epoch=5, seed=7, partitions=4, replicas=2, nodes=nodes, owners=owners)
+    return layout.to_message().SerializeToString(deterministic=True)
+
+
+def point_mac_bytes() -> bytes:
+    """What a point's MAC covers."""
+    return point_mac_input(tenant=1, point_id="bkp-b", vm_id="vm-1", parent_id="snap-a", volumes=volumes())
+
+
+def object_mac_bytes() -> bytes:
+    """What an object's MAC covers."""
+    root = filler("root of object")
+    return object_mac_input(tenant=1, storage_id="app-c", task_id="task-1", size_bytes=123_456, root=root)
+
+
+FORMATS: Final[dict[str, Callable[[], bytes]]] = {
+    "block-stored.bin": lambda: sealed(Codec.STORED, Kind.VOLUME, 1, filler("noise", 100)).data,
+    "block-lz4.bin": lambda: sealed(Codec.LZ4, Kind.APPLICATION, 2, TEXT).data,
+    "block-zstd.bin": lambda: sealed(Codec.ZSTD, Kind.VOLUME, 2, TEXT).data,
+    "block-zstd-delta.bin": lambda: sealed(Codec.ZSTD_DELTA, Kind.VOLUME, 2, TEXT + filler("new", 40)).data,
+    "block-index.bin": lambda: sealed(Codec.STORED, Kind.INDEX, 1, encode_node(VOLUME_LEAF)).data,
+    "node-volume-leaf.bin": lambda: encode_node(VOLUME_LEAF),
+    "node-volume-inner.bin": lambda: encode_node(VOLUME_INNER),
+    "node-object-leaf.bin": lambda: encode_node(OBJECT_LEAF),
+    "node-object-inner.bin": lambda: encode_node(OBJECT_INNER),
+    "mac-input-point.bin": point_mac_bytes,
+    "mac-input-object.bin": object_mac_bytes,
+    "tenant-keys.pb": lambda: SECRETS.to_message().SerializeToString(deterministic=True),
+    "wrapped-secret.pb": lambda: wrap_secret(MASTER, b"a secret", "tenant 1", NONCE).SerializeToString(
+        deterministic=True
+    ),
+    "layout.pb": layout_message,
+    "point-record.pb": point_record,
+    "point-record-forgotten.pb": forgotten_point,
+    "object-record.pb": object_record,
+    "vm-record.pb": vm_record,
+    "session-record.pb": session_record,
+}

@@ -1,0 +1,101 @@
+"""The bytes of every format are what they were, and the bytes that were still read."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast_core.model.block import Codec, Kind, block_id, parse_header, verify
+from holdfast_core.model.keys import TenantSecrets, unwrap_secret
+from holdfast_core.model.layout import Layout
+from holdfast_core.model.records import check_object, check_point
+from holdfast_core.model.tree import decode_node
+from holdfast_proto.v1 import common_pb2, records_pb2
+from tests.golden import regenerate
+from tests.golden.formats import (
+    BASE,
+    BASE_ID,
+    FOLDER,
+    FORMATS,
+    MASTER,
+    OBJECT_INNER,
+    OBJECT_LEAF,
+    RING,
+    SECRETS,
+    TEXT,
+    VOLUME_INNER,
+    VOLUME_LEAF,
+    filler,
+)
+
+
+def golden(name: str) -> bytes:
+    """The bytes of a golden file."""
+    return (FOLDER / name).read_bytes()
+
+
+# What a compressor makes may change with its library's version, within the format; such blocks must only open.
+COMPRESSED = {"block-lz4.bin", "block-zstd.bin", "block-zstd-delta.bin"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - COMPRESSED))
+def test_the_bytes_are_what_they_were(name: str) -> None:
+    assert FORMATS[name]().hex() == golden(name).hex()
+
+
+def test_no_file_is_left_over() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "kind", "epoch", "plain"),
+    [
+        ("block-stored.bin", Codec.STORED, Kind.VOLUME, 1, filler("noise", 100)),
+        ("block-lz4.bin", Codec.LZ4, Kind.APPLICATION, 2, TEXT),
+        ("block-zstd.bin", Codec.ZSTD, Kind.VOLUME, 2, TEXT),
+        ("block-zstd-delta.bin", Codec.ZSTD_DELTA, Kind.VOLUME, 2, TEXT + filler("new", 40)),
+        ("block-index.bin", Codec.STORED, Kind.INDEX, 1, golden("node-volume-leaf.bin")),
+    ],
+)
+def test_old_blocks_still_open(name: str, codec: Codec, kind: Kind, epoch: int, plain: bytes) -> None:
+    data = golden(name)
+    block = verify(block_id(data), data)
+    header = parse_header(data)
+    assert (header.codec, header.kind, header.key_epoch, header.plain_bytes) == (codec, kind, epoch, len(plain))
+    assert RING.opener().open(block, base_plain=BASE, base_id=BASE_ID) == plain
+
+
+def test_old_nodes_still_decode() -> None:
+    nodes = {name: decode_node(golden(name)) for name in FORMATS if name.startswith("node-")}
+    assert nodes == {
+        "node-volume-leaf.bin": VOLUME_LEAF,
+        "node-volume-inner.bin": VOLUME_INNER,
+        "node-object-leaf.bin": OBJECT_LEAF,
+        "node-object-inner.bin": OBJECT_INNER,
+    }
+
+
+def test_old_records_still_pass() -> None:
+    point = records_pb2.PointRecord.FromString(golden("point-record.pb"))
+    check_point(RING, point)
+    check_object(RING, records_pb2.ObjectRecord.FromString(golden("object-record.pb")))
+    assert records_pb2.PointRecord.FromString(golden("point-record-forgotten.pb")).forgotten
+    assert records_pb2.VmRecord.FromString(golden("vm-record.pb")).vm_id == point.vm_id
+    assert records_pb2.SessionRecord.FromString(golden("session-record.pb")).session_id == point.point_id
+
+
+def test_old_secrets_still_unwrap() -> None:
+    wrapped = records_pb2.WrappedSecret.FromString(golden("wrapped-secret.pb"))
+    assert unwrap_secret(MASTER, wrapped, "tenant 1") == b"a secret"
+    assert TenantSecrets.from_message(common_pb2.TenantKeys.FromString(golden("tenant-keys.pb"))) == SECRETS
+
+
+def test_old_layouts_still_read() -> None:
+    layout = Layout.from_message(common_pb2.Layout.FromString(golden("layout.pb")))
+    assert (layout.epoch, layout.partitions, layout.replicas, len(layout.nodes)) == (5, 4, 2, 4)
+
+
+def test_files_are_rewritten_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in FOLDER.iterdir()}
+    assert regenerate.main([]) == regenerate.main(["--yes"]) == 2
+    assert "nothing written" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in FOLDER.iterdir()} == before
