@@ -13,6 +13,9 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode
 from tests.model.strategies import identity
 
+PINNED = [2155, 535, 1164]
+"""By an independent MurmurHash3 of 32 bits, x86 variant, seed 9, top 12 bits."""
+
 NODES = tuple(LayoutNode(name, "z", 1) for name in "abcd")
 
 
@@ -37,6 +40,11 @@ def test_the_partition_is_the_top_bits_of_the_hash(partitions: int) -> None:
         expected = mmh3.hash(block, 9, signed=False) * partitions // 2**32
         assert table.partition_of(block) == expected
         assert table.owners_of_block(block) == table.owners_of(expected)
+
+
+def test_the_partition_of_a_block_never_changes() -> None:
+    blocks = [bytes(32), bytes(range(32)), b"\xff" * 32]
+    assert [layout(4096).partition_of(block) for block in blocks] == PINNED
 
 
 def test_blocks_spread_evenly_over_partitions() -> None:
