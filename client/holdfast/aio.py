@@ -393,19 +393,22 @@ class AsyncStateManager:
         Raises:
             HoldfastError: NOT_FOUND, CORRUPT, MISSING, UNREACHABLE.
         """
-        async with aclosing(self._pieces_of(storage_id, offset, length, progress)) as pieces:
+        pieces = self._reading.pieces(storage_id, offset=offset, length=length, progress=progress)
+        async with aclosing(pieces):
             return b"".join([piece async for piece in pieces])
 
-    def retrieve_stream(
+    async def retrieve_stream(
         self, storage_id: str, *, offset: int = 0, length: int | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield an object's bytes in pieces, each verified before it is yielded."""
-        return self._pieces_of(storage_id, offset, length, None)
+        """Yield an object's bytes in pieces, each verified before it is yielded.
 
-    def _pieces_of(
-        self, storage_id: str, offset: int, length: int | None, progress: ProgressCallback | None
-    ) -> AsyncGenerator[bytes, None]:
-        return self._reading.pieces(storage_id, offset=offset, length=length, progress=progress)
+        Raises:
+            HoldfastError: as `retrieve_application_data`, at the first piece or at a later one.
+        """
+        pieces = self._reading.pieces(storage_id, offset=offset, length=length, progress=None)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
     async def retrieve_to_file(
         self,

@@ -95,7 +95,8 @@ class RawFileSource:
         self._path = path
         self._live = live
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe would make the open wait for a writer; files and block devices ignore the flag.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _unreadable(path, error) from error
         try:
