@@ -15,7 +15,7 @@ from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.etcd_client import Login
 from holdfast_core.runtime.metadata.store import Exists, Put
 from holdfast_core.runtime.options import TlsFiles
-from tests.support.etcd import EtcdCluster, issue_tls, opened_etcd, wait_until
+from tests.support.etcd import EtcdCluster, free_ports, issue_tls, opened_etcd, wait_until
 
 _SOON_S = 30.0
 
@@ -56,6 +56,14 @@ class TestTls:
             assert (await anext(batches)).relisted
             written = await store.txn([], [Put(prefix + "k", b"")])
             assert (await anext(batches)).revision == written.revision
+
+    async def test_each_member_is_known_by_the_name_it_was_reached_by(self, tls_etcd: EtcdCluster, prefix: str) -> None:
+        """A dead member first, then one by name: no name stands for all of them, as with gRPC's own balancing."""
+        (dead,) = free_ports(1)
+        port = tls_etcd.endpoints[0].rpartition(":")[2]
+        endpoints = [f"127.0.0.1:{dead}", f"localhost:{port}"]
+        async with opened_etcd(endpoints, tls=tls_etcd.tls_files) as store:
+            assert await store.get(prefix + "k") is None
 
     async def test_a_server_of_another_authority(self, tls_etcd: EtcdCluster, tmp_path: Path) -> None:
         assert tls_etcd.tls_files is not None
