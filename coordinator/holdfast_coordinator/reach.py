@@ -1,7 +1,7 @@
 """What trees reach, for sums: ids collected in bounded memory, and their sealed lengths as the nodes know them.
 
 Ids are hashes, so those that begin with k zero bits are a fair sample of one in 2**k. A collection keeps everything
-until it would grow too large, then halves its sample as often as needed: exact for most tenants, estimated for huge ones.
+until it would grow too large, then halves its sample as often as needed: exact for most tenants, else an estimate.
 """
 
 from __future__ import annotations
