@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
 from blake3 import blake3
+from google.protobuf.message import Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import (
@@ -68,7 +70,7 @@ class BlockService:
             metrics=self._metrics,
             newest_epoch=self._node.layout_epoch,
             recheck=self._access.recheck,
-            send=context.write,
+            send=partial(_send, context),
             sending=asyncio.Lock(),
         )
         await stream.run(requests)
@@ -86,7 +88,7 @@ class BlockService:
                 if following < len(ids):
                     self._access.recheck(capability)
                     reading = group.create_task(self._read(store, capability, ids, following))
-                await context.write(response)
+                await _send(context, response)
                 position = following
 
     async def HasBlocks(self, request: pb.HasBlocksRequest, context: Context) -> pb.HasBlocksResponse:
@@ -117,12 +119,9 @@ class BlockService:
             )
             listed = [entry for entry in entries if entry.kind in capability.kinds]
             if listed:
-                await context.write(
-                    pb.ScanBlocksResponse(
-                        block_ids=b"".join(entry.block_id for entry in listed),
-                        lengths=[entry.length for entry in listed],
-                    )
-                )
+                block_ids = b"".join(entry.block_id for entry in listed)
+                lengths = [entry.length for entry in listed]
+                await _send(context, pb.ScanBlocksResponse(block_ids=block_ids, lengths=lengths))
             if len(entries) < page:
                 return
             self._access.recheck(capability)
@@ -166,6 +165,18 @@ class BlockService:
         count, blocks, response = await self._workers.run(_get, store, capability, ids, first)
         self._metrics.moved("out", blocks=blocks, size_bytes=len(response.blocks))
         return count, response
+
+
+async def _send(context: Context, message: Message) -> None:
+    """Send one message of a stream.
+
+    Raises:
+        HoldfastError: CANCELLED if the client is gone; gRPC then fails the write before it cancels the call.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError as error:
+        raise HoldfastError(ErrorCode.CANCELLED, "the client went away before it was answered") from error
 
 
 def _ids(packed: bytes) -> list[bytes]:

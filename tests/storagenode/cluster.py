@@ -14,6 +14,7 @@ from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode
 from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY, CapabilitySigner
 from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.server import ServiceHost
 from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import blocks_pb2 as pb
@@ -30,7 +31,7 @@ WAIT_S = 20.0
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until `condition` holds; the one polling loop of the asynchronous tests."""
     async with asyncio.timeout(WAIT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions are about threads and processes too
             await asyncio.sleep(0.005)
 
 
@@ -52,6 +53,20 @@ def make_layout(epoch: int = 1, *, seed: int = 7, partitions: int = 16) -> Layou
         nodes=(LayoutNode("node-1", "default", 1 << 30),),
         owners=bytes(2 * partitions),
     )
+
+
+class TestClock(SystemClock):
+    """The machine's clock, whose wall time a test can put forward."""
+
+    __test__ = False
+    __slots__ = ("ahead_ms",)
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def now_unix_ms(self) -> int:
+        """Return the wall clock, put forward."""
+        return super().now_unix_ms() + self.ahead_ms
 
 
 class HeartbeatCoordinator:
@@ -109,11 +124,11 @@ class NodeClient:
             for batch in batches:
                 yield batch
 
-        return await self._collect(self.stub.PutBlocks(requests(), metadata=self.metadata))
+        return await self.collect(self.stub.PutBlocks(requests(), metadata=self.metadata))
 
     async def stream(self, method: str, request: Any) -> list[Any]:
         """Call a method that answers with a stream; return all of it."""
-        return await self._collect(getattr(self.stub, method)(request, metadata=self.metadata))
+        return await self.collect(getattr(self.stub, method)(request, metadata=self.metadata))
 
     async def call(self, method: str, request: Any) -> Any:
         """Call a unary method."""
@@ -126,7 +141,8 @@ class NodeClient:
         """Close the channel."""
         await self.channel.close()
 
-    async def _collect(self, call: Any) -> list[Any]:
+    async def collect(self, call: Any) -> list[Any]:
+        """Return all that a call still answers."""
         try:
             return [message async for message in call]
         except grpc.aio.AioRpcError as failure:

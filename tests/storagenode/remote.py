@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from holdfast_core.model.block import SealedBlock, verify
+from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_storagenode.store import BlockEntry, Found, StoreStatus, Verdict, kind_of
 from tests.storagenode.cluster import LoopThread, NodeClient, mint
-from holdfast_core.runtime.capability import CapabilitySigner
+
+Answer = TypeVar("Answer")
 
 
 def batch_of(blocks: Sequence[SealedBlock], *, sequence: int = 0, layout_epoch: int = 1) -> pb.PutBlocksRequest:
@@ -88,9 +91,7 @@ class RemoteStore:
             for at, length in enumerate(response.lengths)
         ]
         kinds = self.kinds(tenant, [block_id for block_id, _ in listed])
-        return [
-            BlockEntry(block_id, length, kind or 0) for (block_id, length), kind in zip(listed, kinds, strict=True)
-        ]
+        return [BlockEntry(block_id, length, kind or 0) for (block_id, length), kind in zip(listed, kinds, strict=True)]
 
     def status(self) -> StoreStatus:
         request = pb.GetNodeStatusRequest()
@@ -108,7 +109,7 @@ class RemoteStore:
     def close(self) -> None:
         return None
 
-    async def _with(self, tenant, work):  # type: ignore[no-untyped-def]
+    async def _with(self, tenant: int, work: Callable[[NodeClient], Awaitable[Answer]]) -> Answer:
         client = NodeClient(self._address, mint(self._signer, tenant=tenant))
         try:
             return await work(client)

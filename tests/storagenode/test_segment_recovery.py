@@ -11,7 +11,13 @@ import pytest
 from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.errors import HoldfastError
 from holdfast_storagenode.segments.engine import EngineOptions, SegmentStore
-from holdfast_storagenode.segments.record import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, RecordFormat, RecordHeader, RecordType
+from holdfast_storagenode.segments.record import (
+    FILE_HEADER_BYTES,
+    RECORD_HEADER_BYTES,
+    RecordFormat,
+    RecordHeader,
+    RecordType,
+)
 from holdfast_storagenode.store import Verdict
 from tests.storagenode.blocks import flip, make_block, make_blocks, partition_of
 from tests.storagenode.engines import INCARNATION, SMALL, Recorder, open_engine, plant_rot, segment_paths

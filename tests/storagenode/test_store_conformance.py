@@ -38,7 +38,9 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     options = EngineOptions(capacity_bytes=1 << 20, reserve_bytes=0, segment_bytes=SMALL.segment_bytes)
     if request.param == "memory":
         memory = MemoryStore(partition_of, capacity_bytes=1 << 20)
-        yield Rig(memory, lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"), partition_of)
+        yield Rig(
+            memory, lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"), partition_of
+        )
     elif request.param == "segments":
         store = open_engine(tmp_path, options=options)
         yield Rig(store, lambda _, block: plant_rot(tmp_path, block.data), partition_of)

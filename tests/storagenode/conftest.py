@@ -1,0 +1,59 @@
+"""A node behind real gRPC with a coordinator that answers heartbeats."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest_asyncio
+
+from holdfast_storagenode.datadir import DataDirectory
+from holdfast_storagenode.home import DirectoryHome
+from holdfast_storagenode.node import NodeSettings, StorageNode
+from holdfast_storagenode.segments.engine import EngineOptions
+from tests.storagenode.cluster import HeartbeatCoordinator, NodeClient, TestClock, eventually, make_layout, mint
+
+
+@dataclass(slots=True)
+class Served:
+    """A node that serves, with its coordinator and the clock that it judges capabilities by."""
+
+    coordinator: HeartbeatCoordinator
+    node: StorageNode
+    address: str
+    clock: TestClock
+    directory: Path
+    clients: list[NodeClient]
+
+    def client(self, capability: str | None = None) -> NodeClient:
+        """Return a client; by default one that may do everything for tenant 1."""
+        token = mint(self.coordinator.signer) if capability is None else capability
+        client = NodeClient(self.address, token)
+        self.clients.append(client)
+        return client
+
+    def metric(self, name: str, labels: dict[str, str] | None = None) -> float:
+        """Return a metric's value now."""
+        value = self.node._host.registry.get_sample_value(name, labels)
+        assert value is not None, f"there is no metric {name}"
+        return value
+
+
+@pytest_asyncio.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """A node on a directory, in a cluster whose first layout has formed."""
+    coordinator = HeartbeatCoordinator(layout=make_layout())
+    directory = DataDirectory.open(tmp_path, node_id="node-1", random_bytes=lambda size: bytes(range(size)))
+    home = DirectoryHome(directory, EngineOptions(capacity_bytes=1 << 26, reserve_bytes=0))
+    clock = TestClock()
+    settings = NodeSettings(coordinators=(await coordinator.start(),), heartbeat_s=0.05, zone="zone-a")
+    node = StorageNode(home, settings, clock=clock)
+    serving = Served(coordinator, node, await node.start(), clock, tmp_path, [])
+    await eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats))
+    yield serving
+    for client in serving.clients:
+        await client.close()
+    await node.stop(1.0)
+    home.close()
+    await coordinator.stop()
