@@ -1,9 +1,8 @@
-"""Nodes that stop, blocks that rot, sources that change, sessions that collide: each its own error, nothing half-done."""
+"""Nodes that stop, blocks that rot, sources that change, sessions that collide: each its own error."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def own(cluster: MemoryCluster, tmp_path: Path) -> Iterator[Vm]:
+def own(cluster: MemoryCluster, tmp_path: Path) -> Vm:
     """A VM with 6 MiB of data on a cluster of the test's own."""
     vm = Vm(cluster.state_manager(replica_wait_s=2.0), "vm", tmp_path)
     vm.volume(8 * MIB + 100, [(0, noise(6 * MIB))])
     vm.register()
-    yield vm
+    return vm
 
 
 def left_behind(vm: Vm) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,11 @@ async def test_a_cancelled_snapshot_ends_its_session(shared_cluster: MemoryClust
         await manager.register_vm("cancelled", {"root": tmp_path / "nothing"})
         begun = asyncio.Event()
         loop = asyncio.get_running_loop()
-        source = MemorySource(noise(64 * MIB, 52), at_read=lambda offset: loop.call_soon_threadsafe(begun.set))
+
+        def tell(offset: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        source = MemorySource(noise(64 * MIB, 52), at_read=tell)
         work = asyncio.create_task(manager.create_snapshot("cancelled", sources={"root": source}))
         await begun.wait()
         work.cancel()
@@ -131,7 +136,11 @@ def test_a_closed_manager_says_so(shared_cluster: MemoryCluster) -> None:
 def test_a_callback_may_not_call_its_manager(vm: Vm) -> None:
     vm.volume(MIB, [(0, b"x")])
     vm.register()
-    error = error_of(lambda: vm.manager.create_snapshot(vm.name, progress=lambda at: vm.manager.list_vms()))
+
+    def call_back(progress: object) -> None:
+        vm.manager.list_vms()
+
+    error = error_of(lambda: vm.manager.create_snapshot(vm.name, progress=call_back))
     assert error.code is ErrorCode.INVALID_ARGUMENT
 
 
@@ -147,7 +156,8 @@ def test_registrations(manager: StateManager, tmp_path: Path, monkeypatch: pytes
     assert manager.vm("reg") == changed
     assert changed in manager.list_vms()
     for uri in ("qcow2:disk", "nbd://host/x", "file://elsewhere/x", ""):
-        assert error_of(lambda: manager.register_vm("bad", {"root": uri})).code is ErrorCode.INVALID_ARGUMENT
+        error = error_of(partial(manager.register_vm, "bad", {"root": uri}))
+        assert error.code is ErrorCode.INVALID_ARGUMENT
 
 
 def test_the_cluster_as_the_manager_sees_it(manager: StateManager) -> None:

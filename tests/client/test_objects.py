@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -121,7 +122,7 @@ def test_any_range(long_object: tuple[StateManager, str, bytes], offset: int, le
 def test_ranges_that_are_none(long_object: tuple[StateManager, str, bytes]) -> None:
     manager, storage_id, _ = long_object
     for offset, length in ((-1, None), (0, -1)):
-        error = error_of(lambda: manager.retrieve_application_data(storage_id, offset=offset, length=length))
+        error = error_of(partial(manager.retrieve_application_data, storage_id, offset=offset, length=length))
         assert error.code is ErrorCode.INVALID_ARGUMENT
 
 

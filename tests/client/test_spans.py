@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -162,7 +163,7 @@ def test_spans_cover_a_leaf_in_at_most_eight_mebibytes() -> None:
         spans = spans_of_leaf(size)
         assert spans[0][0] == 0
         assert spans[-1][1] == 128
-        assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(spans))
         assert max(end - first for first, end in spans) * size <= 8 << 20
         size *= 2
 
