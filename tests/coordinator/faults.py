@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -42,6 +42,11 @@ class FaultyStore:
         self._at = 0
         self._dead = False
         self.calls = 0
+        self._before_commit: Callable[[], Awaitable[object]] | None = None
+
+    def before_next_commit(self, act: Callable[[], Awaitable[object]]) -> None:
+        """Let something else happen at the last moment before the next transaction that makes a record visible."""
+        self._before_commit = act
 
     def arm(self, fault: Fault | None, *, at: int = 0) -> None:
         """Count from 0 again and fail call number `at`; with None only count."""
@@ -84,6 +89,9 @@ class FaultyStore:
         return found
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
+        if self._before_commit is not None and any("/points/" in operation.key for operation in operations):
+            act, self._before_commit = self._before_commit, None
+            await act()
         result: TxnResult = await self._call("txn", conditions, operations)
         return result
 

@@ -20,6 +20,7 @@ from holdfast_core.model.records import object_mac, point_mac
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore
+from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
@@ -52,9 +53,9 @@ async def refused(code: ErrorCode, awaitable: Awaitable[object]) -> HoldfastErro
 class Client:
     """Calls one coordinator; errors come as `HoldfastError`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
         self.address = address
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, tls=tls)
         self._state = StateServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
 

@@ -20,6 +20,7 @@ from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import state_pb2
 from tests.coordinator.faults import Fault, FaultyStore
 from tests.coordinator.rig import MASTER_KEY, Client, coordinator, eventually, refused, zero_commit
+from tests.support.etcd import issue_tls
 
 
 async def test_health_names_both_services(client: Client) -> None:
@@ -129,3 +130,26 @@ def test_a_lost_master_key_is_not_replaced_beside_its_metadata(tmp_path: Path) -
     refused_with = run_command(data=tmp_path, create_master_key=True)
     assert refused_with.code is ErrorCode.NOT_FOUND
     assert not (tmp_path / "master.key").exists()
+
+
+async def test_over_tls_keys_leave_to_those_with_a_certificate_alone(
+    store: SqliteStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    ours, strangers = issue_tls(tmp_path / "ours"), issue_tls(tmp_path / "strangers")
+    service = Coordinator(
+        store,
+        master_key=MASTER_KEY,
+        settings=CoordinatorSettings(tls=ours, options=ClusterOptions(nodes_expected=1, replicas=1, partitions=16)),
+        random_bytes=random.Random(1).randbytes,
+        clock=clock,
+    )
+    address = await service.start()
+    friend, stranger, plain = Client(address, tls=ours), Client(address, tls=strangers), Client(address)
+    await friend.register_vm()
+    await friend.beat(1)
+    assert (await friend.begin()).grant.keys.data_root
+    for client in (stranger, plain):
+        await refused(ErrorCode.UNREACHABLE, client.begin())
+        await client.close()
+    await friend.close()
+    await service.stop(0.2)
