@@ -214,6 +214,7 @@ def test_a_buffer_that_is_verified_is_copied_first() -> None:
         ("magic", 0, b"HFB2"),
         ("suite", 4, b"\x02"),
         ("codec", 5, b"\x04"),
+        ("compressed to no less", 5, b"\x01"),
         ("kind", 6, b"\x03"),
         ("flag", 6, b"\x04"),
         ("high flag", 7, b"\x80"),
