@@ -16,11 +16,13 @@ from holdfast_coordinator.transactions import Outcome, attempt
 from holdfast_coordinator.view import ClusterState, ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode, LayoutPlan, plan_layout
+from holdfast_core.model.limits import MESSAGE_BYTES_MAX
 from holdfast_core.runtime.metadata.store import Absent, MetadataStore, ModRevisionIs, Put
 from holdfast_proto.v1.records_pb2 import NodeRecord
 
 # Every Begin carries all living layouts, 24 KiB each with the default partitions.
 LIVING_LAYOUTS_MAX: Final = 32
+LIVING_LAYOUTS_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
 
 
 class Layouts:
@@ -66,11 +68,7 @@ class Layouts:
         plan = await self._planned(state, remove_node_ids)
         if newest and plan.layout.nodes == newest.nodes and plan.layout.owners == newest.owners:
             return newest
-        if len(state.layout_set.layouts) >= LIVING_LAYOUTS_MAX:
-            raise HoldfastError(
-                ErrorCode.LIMIT_EXCEEDED,
-                f"{LIVING_LAYOUTS_MAX} layouts are alive, the most allowed; old ones must settle first",
-            )
+        _check_room(state.layout_set, plan.layout)
         outcome = await self._make_newest(state.layout_set, plan.layout)
         after = (await self._view.fresh()).layout_set.newest
         # An unknown outcome is decided by what is there: our layout under our epoch is ours.
@@ -107,6 +105,16 @@ class Layouts:
                 Put(keyspace.LAYOUT_HEAD, str(layout.epoch).encode()),
                 Put(key, layout.to_message().SerializeToString()),
             ],
+        )
+
+
+def _check_room(living: LayoutSet, new: Layout) -> None:
+    """Check that a grant still holds all living layouts with one more. Raises LIMIT_EXCEEDED."""
+    total = sum(len(layout.owners) for layout in (*living.layouts, new))
+    if len(living.layouts) >= LIVING_LAYOUTS_MAX or total > LIVING_LAYOUTS_BYTES_MAX:
+        raise HoldfastError(
+            ErrorCode.LIMIT_EXCEEDED,
+            f"{len(living.layouts)} layouts are alive, as many as allowed; old ones must settle first",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast_coordinator.keyspace import TenantKeyspace
-from holdfast_coordinator.records import Stored, load, parse
+from holdfast_coordinator.records import Stored, check_fits_answer, load, parse
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.metadata.store import Delete, MetadataStore
@@ -48,11 +48,11 @@ class Objects:
         """Return a task's objects, oldest first; nothing for an unknown task.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT for a malformed name.
+            HoldfastError: INVALID_ARGUMENT for a malformed name; LIMIT_EXCEEDED for more than one answer holds.
         """
         check_name(task_id, "task name")
         snapshot = await self._store.snapshot([self._space.objects_of(task_id)])
-        return [parse(item, ObjectRecord).message for item in snapshot.items]
+        return [parse(item, ObjectRecord).message for item in check_fits_answer(snapshot.items, f"the task {task_id}")]
 
     async def forget(self, storage_id: str) -> None:
         """Remove an object's record; its blocks fall to collection.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.lineage import choose_restored
-from holdfast_coordinator.records import Stored, load, parse
+from holdfast_coordinator.records import Stored, check_fits_answer, load, parse
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.metadata.store import MetadataStore, Put
@@ -49,11 +49,11 @@ class Points:
         """Return a VM's points, oldest first, lineage stubs included; nothing for an unknown VM.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT for a malformed name.
+            HoldfastError: INVALID_ARGUMENT for a malformed name; LIMIT_EXCEEDED for more than one answer holds.
         """
         check_name(vm_id, "VM name")
         snapshot = await self._store.snapshot([self._space.points_of(vm_id)])
-        return [parse(item, PointRecord) for item in snapshot.items]
+        return [parse(item, PointRecord) for item in check_fits_answer(snapshot.items, f"the VM {vm_id}")]
 
     async def resolve(self, snapshot_id: str, backup_id: str) -> PointRecord:
         """Return what (snapshot, backup) names.

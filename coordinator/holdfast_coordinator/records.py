@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import MESSAGE_BYTES_MAX, MIB
 from holdfast_core.runtime.metadata.store import Condition, CreateRevisionIs, KeyValue, MetadataStore, ModRevisionIs
 
 M = TypeVar("M", bound=Message)
 
 _PAGE_ITEMS: Final = 1000
+# The rest of a message is for the framing of its records.
+ANSWER_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 1 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,21 @@ def parse_number(item: KeyValue | None) -> int:
 def still(key: str, item: KeyValue | None) -> Condition:
     """Return the condition that `key` is as it was read, absence included."""
     return ModRevisionIs(key, 0 if item is None else item.mod_revision)
+
+
+def check_fits_answer(items: Sequence[KeyValue], what: str) -> Sequence[KeyValue]:
+    """Return the items if one answer holds them all; `what` says whose list it is.
+
+    Raises:
+        HoldfastError: LIMIT_EXCEEDED if not: plainly, rather than as a transport's error.
+    """
+    total = sum(len(item.value) for item in items)
+    if total > ANSWER_BYTES_MAX:
+        raise HoldfastError(
+            ErrorCode.LIMIT_EXCEEDED,
+            f"{what} has {len(items)} records of {total} bytes; one answer holds {ANSWER_BYTES_MAX}",
+        )
+    return items
 
 
 async def load(store: MetadataStore, key: str, message_type: type[M]) -> Stored[M] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from holdfast_coordinator.layouts import LIVING_LAYOUTS_MAX
 from holdfast_core.model.errors import ErrorCode
 from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
@@ -148,6 +149,17 @@ async def test_an_apply_that_changes_nothing_makes_no_epoch(client: Client) -> N
     applied = await client.cluster("ApplyLayout", cluster_pb2.ApplyLayoutRequest(previous_epoch=1))
     assert applied.layout.epoch == 1
     assert [layout.epoch for layout in await layouts(client)] == [1]
+
+
+async def test_living_layouts_are_bounded(client: Client) -> None:
+    for epoch in range(1, LIVING_LAYOUTS_MAX):
+        await client.beat(4, capacity_bytes=(1 << 30) * (1 + epoch % 2) * 100)
+        applied = await client.cluster("ApplyLayout", cluster_pb2.ApplyLayoutRequest(previous_epoch=epoch))
+        assert applied.layout.epoch == epoch + 1
+    await client.beat(5)
+    one_more = cluster_pb2.ApplyLayoutRequest(previous_epoch=LIVING_LAYOUTS_MAX)
+    await refused(ErrorCode.LIMIT_EXCEEDED, client.cluster("ApplyLayout", one_more))
+    assert len(await layouts(client)) == LIVING_LAYOUTS_MAX
 
 
 async def test_plans_need_known_and_enough_nodes(client: Client) -> None:

@@ -13,9 +13,11 @@ from holdfast_coordinator.keyspace import TenantKeyspace, object_place, point_pl
 from holdfast_coordinator.layouts import partitions_without_quorum
 from holdfast_coordinator.lineage import choose_parent, choose_restored
 from holdfast_coordinator.reach import IdSample
+from holdfast_coordinator.records import ANSWER_BYTES_MAX, check_fits_answer
 from holdfast_coordinator.stats import split_bytes
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import LayoutNode, plan_layout
+from holdfast_core.runtime.metadata.store import KeyValue
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
 
 KIB = 1024
@@ -101,3 +103,11 @@ def test_partitions_without_quorum_are_counted() -> None:
     both_gone = sum({"n0", "n1"} <= set(layout.owners_of(partition)) for partition in range(64))
     assert partitions_without_quorum(layout, names - {"n0", "n1"}) == both_gone > 0
     assert partitions_without_quorum(layout, frozenset()) == 64
+
+
+def test_a_list_that_no_answer_holds_is_refused_plainly() -> None:
+    items = [KeyValue("k", bytes(ANSWER_BYTES_MAX // 2), 1, 1)] * 2
+    assert check_fits_answer(items, "the VM x") == items
+    with pytest.raises(HoldfastError) as caught:
+        check_fits_answer([*items, KeyValue("k", b"12", 1, 1)], "the VM x")
+    assert caught.value.code is ErrorCode.LIMIT_EXCEEDED
