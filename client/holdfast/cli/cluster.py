@@ -119,7 +119,7 @@ def layout_show(connection: Connection) -> None:
 def layout_plan(connection: Connection, remove: RemoveOption = None) -> None:
     """Say what the next layout would change; nothing changes yet."""
     with connection.manager() as manager:
-        plan = manager.plan_layout(remove or ())
+        plan = manager.plan_layout(remove=remove or ())
     if connection.json:
         print_json(plan)
         return
@@ -143,7 +143,7 @@ def layout_apply(
 ) -> None:
     """Make the planned layout the newest. Without --epoch it plans now and applies that."""
     with connection.manager() as manager:
-        previous = manager.plan_layout(remove or ()).previous_epoch if epoch is None else epoch
+        previous = manager.plan_layout(remove=remove or ()).previous_epoch if epoch is None else epoch
         layout = manager.apply_layout(previous, remove=remove or ())
     if connection.json:
         print_json(layout)
