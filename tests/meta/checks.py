@@ -125,21 +125,28 @@ def _sleep_calls(tree: ast.AST) -> list[ast.Call]:
 
 
 def assertionless_tests(tree: ast.Module) -> list[str]:
-    """Test functions that assert nothing: neither `assert`, nor an expected error, nor a call of a check."""
+    """Test functions that assert nothing: neither by themselves nor through a function of their file or a check."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, _FUNCTION)]
+    checking: set[str] = set()
+    while more := {each.name for each in functions if _asserts(each, checking)} - checking:
+        checking |= more
     return [
-        f"{node.lineno}: {node.name} asserts nothing"
-        for node in ast.walk(tree)
-        if isinstance(node, _FUNCTION) and node.name.startswith("test_") and not _asserts(node)
+        f"{each.lineno}: {each.name} asserts nothing"
+        for each in functions
+        if each.name.startswith("test_") and each.name not in checking
     ]
 
 
-def _asserts(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+_CHECKING: Final = ("raises", "assert", "check", "expect", "require", "refuse", "must", "verify", "wait", "eventually")
+
+
+def _asserts(function: ast.FunctionDef | ast.AsyncFunctionDef, checking: set[str]) -> bool:
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
             return True
         if isinstance(node, ast.Call):
-            name = ast.unparse(node.func).rpartition(".")[2].lstrip("_")
-            if name.startswith(("raises", "assert", "check", "expect", "require", "refuse", "must", "verify", "wait")):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if name in checking or name.lstrip("_").startswith(_CHECKING):
                 return True
     return False
 

@@ -32,6 +32,7 @@ POLL = "def wait():\n    while not done() and time.monotonic() < end:\n        t
         (checks.sleeps, "time.sleep(1)", "asyncio.sleep(1)"),
         (checks.sleeps, "while not done():\n    time.sleep(1)", POLL),
         (checks.assertionless_tests, "def test_f():\n    f()", "def test_f():\n    assert f()"),
+        (checks.assertionless_tests, "def test_f():\n    f()", "def f():\n    assert x\ndef test_f():\n    f()"),
         (checks.status_code_uses, "import grpc\ngrpc.StatusCode.OK", "import grpc\ngrpc.RpcError"),
         (checks.status_code_uses, "from grpc import StatusCode", "from grpc import RpcError"),
     ],
