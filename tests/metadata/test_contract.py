@@ -34,8 +34,7 @@ from holdfast_core.runtime.metadata.store import (
     Put,
     WatchBatch,
 )
-
-_SOON_S = 30.0
+from tests.support.watches import next_batch
 
 
 async def _put(store: MetadataStore, key: str, value: bytes = b"value") -> int:
@@ -46,11 +45,6 @@ async def _put(store: MetadataStore, key: str, value: bytes = b"value") -> int:
 
 async def _delete(store: MetadataStore, key: str) -> int:
     return (await store.txn([], [Delete(key)])).revision
-
-
-async def _next(batches: AsyncIterator[WatchBatch]) -> WatchBatch:
-    async with asyncio.timeout(_SOON_S):
-        return await anext(batches)
 
 
 @contextlib.asynccontextmanager
@@ -323,13 +317,13 @@ class TestWatches:
     async def test_a_listing_and_then_each_transaction_as_one_batch(self, store: MetadataStore, prefix: str) -> None:
         made = await _put(store, prefix + "a", b"1")
         async with contextlib.aclosing(store.watch(prefix)) as batches:
-            listing = await _next(batches)
+            listing = await next_batch(batches)
             assert listing == WatchBatch(made, (KeyValue(prefix + "a", b"1", made, made),), (), relisted=True)
             await _put(store, prefix.rstrip("/") + "0 elsewhere")
             first = await store.txn([], [Put(prefix + "a", b"2"), Put(prefix + "b", b"3")])
             second = await store.txn([], [Delete(prefix + "a"), Put(prefix.rstrip("/") + "0 elsewhere", b"")])
             third = await _put(store, prefix + "a", b"4")
-            assert await _next(batches) == WatchBatch(
+            assert await next_batch(batches) == WatchBatch(
                 first.revision,
                 (
                     KeyValue(prefix + "a", b"2", made, first.revision),
@@ -337,22 +331,22 @@ class TestWatches:
                 ),
                 (),
             )
-            assert await _next(batches) == WatchBatch(second.revision, (), (prefix + "a",))
-            assert await _next(batches) == WatchBatch(third, (KeyValue(prefix + "a", b"4", third, third),), ())
+            assert await next_batch(batches) == WatchBatch(second.revision, (), (prefix + "a",))
+            assert await next_batch(batches) == WatchBatch(third, (KeyValue(prefix + "a", b"4", third, third),), ())
 
     async def test_an_empty_prefix_watches_everything(self, store: MetadataStore, prefix: str) -> None:
         async with contextlib.aclosing(store.watch("")) as batches:
-            assert (await _next(batches)).relisted
+            assert (await next_batch(batches)).relisted
             revision = await _put(store, prefix + "k")
-            batch = await _next(batches)
+            batch = await next_batch(batches)
             assert (batch.revision, [item.key for item in batch.puts]) == (revision, [prefix + "k"])
 
     async def test_several_watchers_see_the_same(self, store: MetadataStore, prefix: str) -> None:
         async with contextlib.aclosing(store.watch(prefix)) as one, contextlib.aclosing(store.watch(prefix)) as other:
-            assert await _next(one) == await _next(other)
+            assert await next_batch(one) == await next_batch(other)
             revisions = [await _put(store, f"{prefix}{number}") for number in range(50)]
             for batches in (one, other):
-                assert [(await _next(batches)).revision for _ in revisions] == revisions
+                assert [(await next_batch(batches)).revision for _ in revisions] == revisions
 
     async def test_nothing_falls_between_listing_and_changes(self, store: MetadataStore, prefix: str) -> None:
         """Watches that begin while others write see every key once, in the listing or in a change."""
@@ -366,7 +360,7 @@ class TestWatches:
             seen: list[str] = []
             async with contextlib.aclosing(store.watch(prefix)) as batches:
                 while len(seen) < total:
-                    seen += [item.key for item in (await _next(batches)).puts]
+                    seen += [item.key for item in (await next_batch(batches)).puts]
             return seen
 
         async with asyncio.TaskGroup() as group:
@@ -377,11 +371,11 @@ class TestWatches:
     @pytest.mark.parametrize("established", [True, False])
     async def test_closing_the_store_ends_it(self, store: MetadataStore, prefix: str, established: bool) -> None:
         batches = store.watch(prefix)
-        assert (await _next(batches)).relisted
+        assert (await next_batch(batches)).relisted
         if established:
             await _put(store, prefix + "k")
-            await _next(batches)
-        waiting = asyncio.create_task(_next(batches))
+            await next_batch(batches)
+        waiting = asyncio.create_task(next_batch(batches))
         await asyncio.sleep(0)
         await store.close()
         with pytest.raises(StopAsyncIteration):
@@ -389,8 +383,8 @@ class TestWatches:
 
     async def test_cancelling_the_watcher(self, store: MetadataStore, prefix: str) -> None:
         async with contextlib.aclosing(store.watch(prefix)) as batches:
-            assert (await _next(batches)).relisted
-            waiting = asyncio.create_task(_next(batches))
+            assert (await next_batch(batches)).relisted
+            waiting = asyncio.create_task(next_batch(batches))
             await asyncio.sleep(0)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -408,9 +402,9 @@ class TestLeases:
         assert found is not None
         assert found.lease_id == lease_id
         async with contextlib.aclosing(store.watch(prefix)) as batches:
-            listing = await _next(batches)
+            listing = await next_batch(batches)
             await store.revoke_lease(lease_id)
-            batch = await _next(batches)
+            batch = await next_batch(batches)
         assert (sorted(batch.deletes), batch.puts) == ([prefix + "a", prefix + "b"], ())
         assert batch.revision > listing.revision
         remaining = await store.snapshot([prefix])
@@ -431,8 +425,8 @@ class TestLeases:
         async with asyncio.TaskGroup() as group:
             group.create_task(keep())
             async with contextlib.aclosing(store.watch(prefix)) as batches:
-                assert len((await _next(batches)).puts) == 2
-                assert (await _next(batches)).deletes == (prefix + "left",)
+                assert len((await next_batch(batches)).puts) == 2
+                assert (await next_batch(batches)).deletes == (prefix + "left",)
             gone.set()
         assert [item.key for item in (await store.snapshot([prefix])).items] == [prefix + "kept"]
         async with _raises(ErrorCode.NOT_FOUND):
@@ -469,75 +463,3 @@ class TestLeases:
         found = await store.get(prefix + "k")
         assert found is not None
         assert found.value == b"new"
-
-
-class _Model:
-    """What a store should hold, worked out in the plainest way."""
-
-    def __init__(self) -> None:
-        self.items: dict[str, KeyValue] = {}
-
-    def holds(self, condition: Condition) -> bool:
-        found = self.items.get(condition.key)
-        match condition:
-            case Absent():
-                return found is None
-            case Exists():
-                return found is not None
-            case CreateRevisionIs():
-                return (found.create_revision if found else 0) == condition.revision
-            case ModRevisionIs():
-                return (found.mod_revision if found else 0) == condition.revision
-
-    def apply(self, operations: list[Operation], revision: int) -> None:
-        for operation in operations:
-            found = self.items.pop(operation.key, None)
-            if isinstance(operation, Put):
-                created = found.create_revision if found else revision
-                self.items[operation.key] = KeyValue(operation.key, operation.value, created, revision)
-
-
-def _random_txn(dice: random.Random, model: _Model, prefix: str) -> tuple[list[Condition], list[Operation]]:
-    keys = [f"{prefix}{number}" for number in range(6)]
-    conditions: list[Condition] = []
-    for key in dice.sample(keys, dice.choice([0, 0, 1, 1, 2])):
-        found = model.items.get(key)
-        revision = dice.choice([0, 1, found.mod_revision if found else 0, found.create_revision if found else 0])
-        choices: list[Condition] = [
-            Absent(key),
-            Exists(key),
-            ModRevisionIs(key, revision),
-            CreateRevisionIs(key, revision),
-        ]
-        conditions.append(dice.choice(choices))
-    operations: list[Operation] = [
-        Delete(key) if dice.random() < 0.3 else Put(key, dice.randbytes(8))
-        for key in dice.sample(keys, dice.randrange(4))
-    ]
-    return conditions, operations
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_a_random_life_matches_the_model_and_the_watch(store: MetadataStore, prefix: str, seed: int) -> None:
-    """After each of 150 random transactions the answer is the model's; the watch replays to the same items."""
-    dice, model = random.Random(seed), _Model()
-    async with contextlib.aclosing(store.watch(prefix)) as batches:
-        revision = (await _next(batches)).revision
-        watched: dict[str, KeyValue] = {}
-        for _ in range(150):
-            conditions, operations = _random_txn(dice, model, prefix)
-            before = dict(model.items)
-            result = await store.txn(conditions, operations)
-            assert result.succeeded is all(map(model.holds, conditions)), (conditions, operations)
-            if result.succeeded:
-                model.apply(operations, revision + 1)
-            changed = model.items != before
-            revision += changed
-            assert result.revision == revision
-            if changed:
-                batch = await _next(batches)
-                assert batch.revision == revision
-                watched = {key: item for key, item in watched.items() if key not in batch.deletes}
-                watched |= {item.key: item for item in batch.puts}
-                assert watched == model.items
-    assert {item.key: item for item in (await store.snapshot([prefix])).items} == model.items

@@ -26,6 +26,7 @@ from holdfast_core.runtime.metadata.store import (
 from holdfast_proto.v1 import etcd_pb2 as pb
 from tests.support.etcd import EtcdCluster, free_ports, opened_etcd
 from tests.support.proxy import TcpProxy
+from tests.support.watches import next_batch
 
 _SOON_S = 30.0
 
@@ -39,11 +40,6 @@ async def _eventually(condition: Callable[[], Awaitable[bool]], *, what: str) ->
     while not await condition():
         assert time.monotonic() < deadline_s, f"no {what} within {_SOON_S} s"
         await asyncio.to_thread(time.sleep, 0.02)
-
-
-async def _next(batches: AsyncIterator[WatchBatch]) -> WatchBatch:
-    async with asyncio.timeout(_SOON_S):
-        return await anext(batches)
 
 
 @contextlib.asynccontextmanager
@@ -150,14 +146,14 @@ async def test_a_lost_watch_goes_on_from_its_revision(one_etcd: EtcdCluster, pre
         opened_etcd(one_etcd.endpoints) as writer,
         contextlib.aclosing(watcher.watch(prefix)) as batches,
     ):
-        assert (await _next(batches)).relisted
+        assert (await next_batch(batches)).relisted
         revisions = [(await writer.txn([], [Put(prefix + "k", b"0")])).revision]
-        assert (await _next(batches)).revision == revisions[0]
+        assert (await next_batch(batches)).revision == revisions[0]
         for _ in range(3):
             proxy.cut()
             missed = [(await writer.txn([], [Put(prefix + "k", b"1")])).revision for _ in range(3)]
             proxy.mend()
-            got = [await _next(batches) for _ in missed]
+            got = [await next_batch(batches) for _ in missed]
             assert [(batch.revision, batch.relisted) for batch in got] == [(revision, False) for revision in missed]
 
 
@@ -168,9 +164,9 @@ async def test_a_compacted_watch_lists_again_and_goes_on_behind_the_listing(one_
         opened_etcd(one_etcd.endpoints) as writer,
         contextlib.aclosing(watcher.watch(prefix)) as batches,
     ):
-        await _next(batches)
+        await next_batch(batches)
         await writer.txn([], [Put(prefix + "gone", b""), Put(prefix + "kept", b"1")])
-        await _next(batches)
+        await next_batch(batches)
         proxy.cut()
         newest = 0
         for value in (b"2", b"3"):
@@ -178,12 +174,12 @@ async def test_a_compacted_watch_lists_again_and_goes_on_behind_the_listing(one_
         await asyncio.to_thread(one_etcd.ctl, "del", prefix + "gone")
         await asyncio.to_thread(one_etcd.ctl, "compaction", "--physical", str(newest + 1))
         proxy.mend()
-        listing = await _next(batches)
+        listing = await next_batch(batches)
         assert listing.relisted
         assert listing.revision >= newest + 1
         assert [(item.key, item.value) for item in listing.puts] == [(prefix + "kept", b"3")]
         later = [(await writer.txn([], [Put(prefix + "kept", b"4")])).revision for _ in range(3)]
-        got = [await _next(batches) for _ in later]
+        got = [await next_batch(batches) for _ in later]
         assert [(batch.revision, batch.relisted) for batch in got] == [(revision, False) for revision in later]
 
 
@@ -196,13 +192,13 @@ async def test_more_missed_bytes_than_one_message_holds(one_etcd: EtcdCluster, p
         opened_etcd(one_etcd.endpoints) as writer,
         contextlib.aclosing(watcher.watch(prefix)) as batches,
     ):
-        await _next(batches)
+        await next_batch(batches)
         proxy.cut()
         missed = [
             (await writer.txn([], [Put(prefix + "k", value), Put(prefix + "l", b"")])).revision for _ in range(20)
         ]
         proxy.mend()
-        got = [await _next(batches) for _ in missed]
+        got = [await next_batch(batches) for _ in missed]
     assert [(batch.revision, len(batch.puts)) for batch in got] == [(revision, 2) for revision in missed]
 
 
@@ -294,7 +290,7 @@ async def test_without_quorum_calls_fail_in_time_and_then_recover(three_etcds: E
         contextlib.aclosing(store.watch(prefix)) as batches,
     ):
         await store.txn([], [Put(prefix + "k", b"1")])
-        await _next(batches)
+        await next_batch(batches)
         for position in (0, 1):
             three_etcds.kill(position)
         began_s = time.monotonic()
@@ -311,7 +307,7 @@ async def test_without_quorum_calls_fail_in_time_and_then_recover(three_etcds: E
             three_etcds.restart(position)
         await asyncio.to_thread(three_etcds.wait_healthy)
         newest = (await store.txn([], [Put(prefix + "k", b"3")])).revision
-        while (batch := await _next(batches)).revision < newest:
+        while (batch := await next_batch(batches)).revision < newest:
             assert [item.key for item in batch.puts] == [prefix + "k"]
         assert [item.value for item in batch.puts] == [b"3"]
 
