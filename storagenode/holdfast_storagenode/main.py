@@ -13,6 +13,7 @@ from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.options import parse_address, parse_addresses, parse_size, tls_files
 from holdfast_core.runtime.signals import termination_signals
+from holdfast_storagenode.allocator import keep_freed_memory
 from holdfast_storagenode.home import DirectoryHome, open_directory
 from holdfast_storagenode.node import DEFAULT_ZONE, NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
@@ -57,6 +58,7 @@ def command(
 ) -> None:
     """Run a storage node until SIGTERM or SIGINT."""
     configure_logs("storagenode", level=log_level)
+    keep_freed_memory()
     if advertise is not None:
         parse_address(advertise)
     settings = NodeSettings(

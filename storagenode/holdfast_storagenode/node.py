@@ -13,7 +13,6 @@ from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1.blocks_pb2_grpc import add_BlockServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
@@ -22,8 +21,9 @@ from holdfast_storagenode.heartbeats import Heartbeats
 from holdfast_storagenode.home import NodeHome
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET
-from holdfast_storagenode.service import SERVICE_NAME, BlockService, NodeView
+from holdfast_storagenode.service import BlockService, NodeView
 from holdfast_storagenode.store import BlockStore, CompactingStore, StoreStatus
+from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
 from holdfast_storagenode.workers import Workers
 
 DEFAULT_ZONE: Final = "default"
@@ -106,7 +106,7 @@ class StorageNode:
             store=self._opened_store, layout_epoch=lambda: self._cluster.layout_epoch, status=self._node_status
         )
         service = BlockService(view, AccessControl(self._cluster, self._clock), self._workers, self._metrics)
-        self._host.add(add_BlockServiceServicer_to_server, service, SERVICE_NAME)
+        self._host.add(add_block_service, service, SERVICE_NAME)
         await self._host.start()
         self._endpoints = Endpoints(self._settings.coordinators, tls=self._settings.tls)
         # Owned: `failed` waits for it and `stop` ends it.

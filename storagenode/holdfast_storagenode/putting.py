@@ -17,9 +17,10 @@ from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, BLOCK_
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.capability import Capability
-from holdfast_proto.v1.blocks_pb2 import PutBlocksRequest, PutBlocksResponse
+from holdfast_proto.v1.blocks_pb2 import PutBlocksResponse
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.store import BlockStore, SubmittingStore, Verdict
+from holdfast_storagenode.wire import PutMessage
 from holdfast_storagenode.workers import Workers
 
 
@@ -50,10 +51,10 @@ class Batch:
     sequence: int
     ids: list[bytes]
     lengths: list[int]
-    data: bytes
+    data: memoryview
 
 
-def check_batch(request: PutBlocksRequest, *, newest_epoch: int) -> Batch:
+def check_batch(message: PutMessage, *, newest_epoch: int) -> Batch:
     """Return the batch if its form is right.
 
     Raises:
@@ -62,6 +63,7 @@ def check_batch(request: PutBlocksRequest, *, newest_epoch: int) -> Batch:
     """
     if not newest_epoch:
         raise HoldfastError(ErrorCode.NOT_READY, "the cluster has no layout yet; this node takes no blocks until then")
+    request = message.head
     if request.layout_epoch < newest_epoch:
         raise HoldfastError(
             ErrorCode.WRONG_EPOCH,
@@ -69,7 +71,7 @@ def check_batch(request: PutBlocksRequest, *, newest_epoch: int) -> Batch:
             "refresh it",
             facts={"newest_epoch": str(newest_epoch)},
         )
-    packed, data, lengths = request.block_ids, request.blocks, list(request.lengths)
+    packed, data, lengths = request.block_ids, message.blocks, list(request.lengths)
     if len(packed) > BATCH_BLOCKS_MAX * BLOCK_ID_BYTES:
         raise HoldfastError(ErrorCode.LIMIT_EXCEEDED, f"a batch takes at most {BATCH_BLOCKS_MAX} blocks")
     if len(data) > BATCH_BYTES_MAX:
@@ -94,11 +96,10 @@ def verified_blocks(batch: Batch, kinds: frozenset[int]) -> list[SealedBlock]:
         HoldfastError: CORRUPT if one does not match its id or is no sealed block; DENIED if its kind is not in
             `kinds`.
     """
-    view = memoryview(batch.data)
     blocks: list[SealedBlock] = []
     at = 0
     for block_id, length in zip(batch.ids, batch.lengths, strict=True):
-        block = verify(block_id, view[at : at + length])
+        block = verify(block_id, batch.data[at : at + length])
         if parse_header(block.data).kind not in kinds:
             raise HoldfastError(
                 ErrorCode.DENIED, "the capability does not allow this kind of block", block_ids=[block_id]
@@ -122,7 +123,7 @@ class PutStream:
     send: Callable[[PutBlocksResponse], Awaitable[None]]
     sending: asyncio.Lock
 
-    async def run(self, requests: AsyncIterator[PutBlocksRequest]) -> None:
+    async def run(self, requests: AsyncIterator[PutMessage]) -> None:
         """Store everything that comes until the client has no more.
 
         Raises:

@@ -29,11 +29,10 @@ from holdfast_storagenode.access import AccessControl, sees_all_kinds
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.putting import ByteWindow, PutStream
 from holdfast_storagenode.store import BlockStore, Found, Verdict, kind_of
+from holdfast_storagenode.wire import PutMessage, encode_get
 from holdfast_storagenode.workers import Workers
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-SERVICE_NAME: Final = "holdfast.v1.BlockService"
 
 # All streams together; one client keeps IN_FLIGHT_BYTES_PER_NODE in flight.
 _WINDOW_BYTES: Final = 2 * IN_FLIGHT_BYTES_PER_NODE
@@ -49,6 +48,16 @@ class NodeView:
     status: Callable[[], NodeStatus]
 
 
+@dataclass(frozen=True, slots=True)
+class _GetBatch:
+    """One message of an answer to GetBlocks: how many ids it answers, the blocks in it, and its bytes."""
+
+    id_count: int
+    block_count: int
+    block_bytes: int
+    message: bytes
+
+
 class BlockService:
     """Serves one node's store. Streams answer by `context.write`, so that their tasks can live in a task group."""
 
@@ -59,7 +68,7 @@ class BlockService:
         self._metrics = metrics
         self._window = ByteWindow(_WINDOW_BYTES)
 
-    async def PutBlocks(self, requests: AsyncIterator[pb.PutBlocksRequest], context: Context) -> None:
+    async def PutBlocks(self, requests: AsyncIterator[PutMessage], context: Context) -> None:
         """Store batches; see `PutStream`."""
         capability = self._access.enter(context, "put")
         stream = PutStream(
@@ -160,15 +169,15 @@ class BlockService:
 
     async def _read(
         self, store: BlockStore, capability: Capability, ids: Sequence[bytes], first: int
-    ) -> tuple[int, pb.GetBlocksResponse]:
+    ) -> tuple[int, bytes]:
         """Read one batch; return how many ids it answers, and the answer."""
-        count, blocks, response = await self._workers.run(_get, store, capability, ids, first)
-        self._metrics.moved("out", blocks=blocks, size_bytes=len(response.blocks))
-        return count, response
+        batch = await self._workers.run(_get, store, capability, ids, first)
+        self._metrics.moved("out", blocks=batch.block_count, size_bytes=batch.block_bytes)
+        return batch.id_count, batch.message
 
 
-async def _send(context: Context, message: Message) -> None:
-    """Send one message of a stream.
+async def _send(context: Context, message: Message | bytes) -> None:
+    """Send one message of a stream, which may be in its serialised form.
 
     Raises:
         HoldfastError: CANCELLED if the client is gone; gRPC then fails the write before it cancels the call.
@@ -188,21 +197,17 @@ def _ids(packed: bytes) -> list[bytes]:
 # What follows runs in worker threads.
 
 
-def _get(
-    store: BlockStore, capability: Capability, ids: Sequence[bytes], first: int
-) -> tuple[int, int, pb.GetBlocksResponse]:
+def _get(store: BlockStore, capability: Capability, ids: Sequence[bytes], first: int) -> _GetBatch:
     found = store.get(capability.tenant, ids[first : first + BATCH_BLOCKS_MAX], bytes_max=BATCH_BYTES_TARGET)
-    verdicts: list[int] = []
-    lengths: list[int] = []
-    blocks: list[bytes] = []
-    for item in found:
-        seen = _confined(item, capability)
-        verdicts.append(seen if isinstance(seen, Verdict) else Verdict.OK)
-        lengths.append(0 if isinstance(seen, Verdict) else len(seen.data))
-        if not isinstance(seen, Verdict):
-            blocks.append(seen.data)
-    response = pb.GetBlocksResponse(first=first, verdicts=bytes(verdicts), lengths=lengths, blocks=b"".join(blocks))
-    return len(found), len(blocks), response
+    seen = [_confined(item, capability) for item in found]
+    blocks = [item.data for item in seen if not isinstance(item, Verdict)]
+    message = encode_get(
+        first=first,
+        verdicts=bytes(item if isinstance(item, Verdict) else Verdict.OK for item in seen),
+        lengths=[0 if isinstance(item, Verdict) else len(item.data) for item in seen],
+        blocks=blocks,
+    )
+    return _GetBatch(len(found), len(blocks), sum(map(len, blocks)), message)
 
 
 def _confined(item: Found, capability: Capability) -> Found:

@@ -76,8 +76,9 @@ class Appender:
         Raises:
             OSError: nothing may be acknowledged, now or later; call `rollback` and stop writing.
         """
-        for _, fd, _ in self._unsynced:
+        for _, fd, begin in self._unsynced:
             self._disk.sync(fd)
+            self._disk.forget(fd, begin, 0)
         for _, fd, _ in self._unsynced:
             if fd != self._fd:
                 os.close(fd)

@@ -33,6 +33,14 @@ class Disk:
         """
         os.fdatasync(fd)
 
+    def forget(self, fd: int, offset: int, length: int) -> None:
+        """Let the kernel drop what it cached of this range; what is not durable yet it keeps.
+
+        A page cache that grows with every stream costs more than the stream: on a virtual machine whose free pages
+        went back to the host, seven times the CPU of the write itself (ADR 0032).
+        """
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, fd: int, length: int) -> None:
         """Cut the file to `length` bytes."""
         os.ftruncate(fd, length)

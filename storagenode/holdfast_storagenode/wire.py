@@ -1,0 +1,126 @@
+"""The two messages that carry blocks, without the copies that protobuf makes of them (ADR 0033).
+
+On the wire nothing differs from `blocks.proto`: the field that holds the blocks is cut out of a request before protobuf
+parses the rest, and set behind the rest of an answer after protobuf has written it. Everything else stays protobuf's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_proto.v1.blocks_pb2_grpc import add_BlockServiceServicer_to_server
+
+SERVICE_NAME: Final = "holdfast.v1.BlockService"
+
+_PUT_BLOCKS_FIELD: Final = pb.PutBlocksRequest.BLOCKS_FIELD_NUMBER
+_GET_BLOCKS_FIELD: Final = pb.GetBlocksResponse.BLOCKS_FIELD_NUMBER
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class PutMessage:
+    """A PutBlocksRequest: `head` has all fields but the blocks, which are a view of the bytes that came."""
+
+    head: pb.PutBlocksRequest
+    blocks: memoryview
+
+
+def decode_put(data: bytes) -> PutMessage:
+    """Return a request without copying its blocks.
+
+    Raises:
+        ValueError: the bytes are no message.
+    """
+    view = memoryview(data)
+    blocks = view[:0]
+    kept: list[memoryview] = []
+    at = 0
+    while at < len(data):
+        begin = at
+        tag, at = _varint(data, at)
+        wire_type = tag & 7
+        if wire_type == _LENGTH:
+            length, at = _varint(data, at)
+            end = at + length
+        elif wire_type == _VARINT:
+            _, end = _varint(data, at)
+        elif wire_type in (_FIXED64, _FIXED32):
+            end = at + (8 if wire_type == _FIXED64 else 4)
+        else:
+            raise ValueError("a field has an unknown wire type")
+        if end > len(data):
+            raise ValueError("a field is cut off")
+        if tag == _PUT_BLOCKS_FIELD << 3 | _LENGTH:
+            blocks = view[at:end]
+        else:
+            kept.append(view[begin:end])
+        at = end
+    return PutMessage(pb.PutBlocksRequest.FromString(b"".join(kept)), blocks)
+
+
+def encode_get(*, first: int, verdicts: bytes, lengths: Iterable[int], blocks: list[bytes]) -> bytes:
+    """Return the bytes of a GetBlocksResponse; the blocks are copied once."""
+    head = pb.GetBlocksResponse(first=first, verdicts=verdicts, lengths=lengths).SerializeToString()
+    tag = bytes([_GET_BLOCKS_FIELD << 3 | _LENGTH])
+    return b"".join((head, tag, _pack_varint(sum(map(len, blocks))), *blocks))
+
+
+def add_block_service(servicer: Any, server: Any) -> None:
+    """Register `servicer` as the generated code would, with the two messages in the form of this module."""
+    generated = _Handlers()
+    add_BlockServiceServicer_to_server(servicer, generated)  # type: ignore[arg-type]  # it only hands over handlers
+    handlers = generated.handlers
+    handlers["PutBlocks"] = grpc.stream_stream_rpc_method_handler(
+        servicer.PutBlocks,
+        request_deserializer=decode_put,
+        response_serializer=pb.PutBlocksResponse.SerializeToString,
+    )
+    handlers["GetBlocks"] = grpc.unary_stream_rpc_method_handler(
+        servicer.GetBlocks, request_deserializer=pb.GetBlocksRequest.FromString, response_serializer=_already_bytes
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+class _Handlers:
+    """Takes the handlers that the generated code makes, in the place of a server."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Leave aside: the same handlers come once more by name."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Take them."""
+        self.handlers = dict(handlers)
+
+
+def _already_bytes(message: bytes) -> bytes:
+    return message
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("a number is cut off")
+
+
+def _pack_varint(value: int) -> bytes:
+    packed = bytearray()
+    while value >= 0x80:
+        packed.append(value & 0x7F | 0x80)
+        value >>= 7
+    packed.append(value)
+    return bytes(packed)
