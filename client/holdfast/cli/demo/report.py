@@ -75,12 +75,12 @@ def _sums(writes: Sequence[Write], *, used_bytes: int, copies: int) -> dict[str,
     stored = sum(each.stored_bytes for each in stats)
     return {
         "logical": f"{format_size(logical)}: every save as if kept whole",
-        "changed": f"{format_size(changed)}: what is neither empty nor as in the save before{_times(logical, changed)}",
-        "dedup": f"{format_size(changed - known)}: without what the cluster knew{_times(changed, changed - known)}",
-        "compression": f"{format_size(stored)}: compressed, sealed, index and all{_times(plain, stored)}",
+        "changed": f"{format_size(changed)}: what is neither empty nor as in the save before{_less(logical, changed)}",
+        "dedup": f"{format_size(changed - known)}: without what the cluster knew{_less(changed, changed - known)}",
+        "compression": f"{format_size(stored)}: compressed, sealed, index and all{_less(plain, stored)}",
         "on disk": f"{format_size(used_bytes)}: {copies} copies on all nodes",
     }
 
 
-def _times(before: int, after: int) -> str:
-    return f" ({before / after:.2f} times less)" if after else ""
+def _less(before: int, after: int) -> str:
+    return f" ({100 * (before - after) / before:.0f} % less)" if before else ""
