@@ -52,8 +52,8 @@ def _take_turn(contender: Contender, images: ImageSet, work: Path, wanted: str) 
     for made in (disk.parent, folder, target):
         made.mkdir(parents=True)
     _insert(images.path(0), disk)
-    contender.open(folder, disk)
     steps: dict[str, StepFigures] = {}
+    contender.open(folder, disk)
     try:
         for day, step in enumerate(_SAVES):
             _insert(images.path(day), disk)

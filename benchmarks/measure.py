@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -100,18 +100,31 @@ def tree_cpu_s(pid: int) -> float:
     return sum(_cpu_s(one) for one in process_tree(pid))
 
 
-def process_tree(pid: int) -> Iterator[int]:
-    """Yield a process and all its living descendants."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from process_tree(int(child))
+def process_tree(pid: int) -> list[int]:
+    """A process and all its living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            fields = _stat(int(entry.name))
+            if fields:
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    tree = [pid]
+    for one in tree:
+        tree += children.get(one, [])
+    return tree
 
 
 def _cpu_s(pid: int) -> float:
     # proc(5): after the name in parentheses, user, system, children's user and children's system time are 12 to 15.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(ticks) for ticks in fields[11:15]) / _TICKS
+    return sum(int(ticks) for ticks in _stat(pid)[11:15]) / _TICKS
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process after its name, or none if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def stored_bytes(folder: Path) -> int:

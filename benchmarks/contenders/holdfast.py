@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.contenders.base import Contender, Saved
-from benchmarks.measure import Measured, process_tree, run_measured, stored_bytes, tree_cpu_s
+from benchmarks.measure import CommandFailed, Measured, process_tree, run_measured, stored_bytes, tree_cpu_s
 
 _READY: Final = "ready coordinator="
 _READY_TIMEOUT_S: Final = 60.0
@@ -45,7 +45,11 @@ class Holdfast(Contender):
         with open(folder / "cluster.log", "wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         self._coordinator = self._await_ready()
-        self._client(["register", str(disk), self._codec])
+        try:
+            self._client(["register", str(disk), self._codec])
+        except CommandFailed:
+            self.close()
+            raise
 
     def save(self) -> Saved:
         """Make a snapshot, then backups of its line."""
@@ -93,7 +97,7 @@ class Holdfast(Contender):
         return took, tree_cpu_s(self._process.pid) - before, json.loads(lines[-1]) if lines else {}
 
     def _kill(self) -> None:
-        for pid in list(process_tree(self._process.pid)):
+        for pid in process_tree(self._process.pid):
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
 
