@@ -1,7 +1,8 @@
 """Names that users choose and ids that Holdfast makes, and the checks that keep both harmless.
 
 Ids are `snap-`, `bkp-` or `app-` and 26 characters of lower-case base 32 (RFC 4648 without padding) over 128 random
-bits. Names and ids become parts of metadata keys and of paths below a restore directory, so neither may hold a separator.
+bits. Names and ids become parts of metadata keys and of paths below a restore directory, so neither may hold a
+separator.
 """
 
 from __future__ import annotations
