@@ -270,3 +270,11 @@ async def test_sums_tell_what_is_a_vms_own_and_what_it_shares(client: Client) ->
     assert one.exclusive_bytes + one.shared_bytes == alone.exclusive_bytes
     everything = await client.state("GetStats", state_pb2.GetStatsRequest())
     assert (everything.exclusive_bytes, everything.shared_bytes) == (sum((mine | theirs).values()), 0)
+
+
+async def test_sums_of_the_records_come_even_if_no_node_answers(running: Cluster) -> None:
+    await save_blocks(running.client, random_blocks(1, range(10)))
+    for node in running.nodes.values():
+        await node.stop(0.2)
+    sums = await running.client.state("GetStats", state_pb2.GetStatsRequest(vm_id="vm-1"))
+    assert (sums.point_count, sums.exclusive_bytes, sums.shared_bytes) == (1, 0, 0)
