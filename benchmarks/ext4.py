@@ -69,7 +69,7 @@ def change_files(
         for folder in [*reversed(place.parents)][1:]:
             if folder not in known:
                 known.add(folder)
-                commands.append(f"mkdir {_quote(folder)}")
+                commands += [f"cd {_quote(folder.parent)}", f"mkdir {_quote(folder.name)}"]
         # debugfs takes a slash in the name of a written file literally; so go there first.
         commands.append(f"cd {_quote(place.parent)}")
         if source.is_symlink():

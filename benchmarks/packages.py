@@ -79,7 +79,7 @@ def choose(packages: Iterable[Package], *, first_bytes: int, later_bytes: int) -
     later: list[Package] = []
     free_first, free_later = first_bytes, later_bytes
     # Leave off once the gap is too small to matter, so that the later day gets a fair mix, not only what was too big.
-    slack = first_bytes // 200
+    slack = first_bytes // 50
     for package in packages:
         if not package.content_bytes or package.content_bytes > first_bytes * _SHARE_MAX:
             continue
