@@ -16,6 +16,8 @@ import pytest
 from tests.e2e.harness import COMMAND, Up, run
 from tests.e2e.images import MIB, change_image, digest, make_image
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
 ID = re.compile(r"(snap|bkp|app)-[a-z2-7]{26}\Z")
 STATS = {
     *("logical_bytes", "read_bytes", "changed_bytes", "deduplicated_bytes", "stored_bytes", "sent_bytes"),

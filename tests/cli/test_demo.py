@@ -18,6 +18,8 @@ from tests.e2e.harness import run
 from tests.e2e.images import KIB, MIB, digest
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_the_whole_job(tmp_path: Path) -> None:
     work = tmp_path / "demo"
     done = run("demo", "--size", "8", "--dir", str(work))

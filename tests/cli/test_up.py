@@ -16,6 +16,8 @@ import pytest
 from tests.e2e.harness import COMMAND, Up, eventually, run
 from tests.e2e.images import MIB, digest, make_image
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
