@@ -152,8 +152,14 @@ def object_info(record: records_pb2.ObjectRecord) -> ObjectInfo:
 
 def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:
     """Return sums."""
-    names = [name for name in Stats.__dataclass_fields__ if name != "transfer"]
-    return Stats(transfer=transfer_stats(answer.transfer), **{name: getattr(answer, name) for name in names})
+    optional = ("exclusive_bytes", "shared_bytes")
+    names = [name for name in Stats.__dataclass_fields__ if name not in ("transfer", *optional)]
+    return Stats(
+        transfer=transfer_stats(answer.transfer),
+        exclusive_bytes=answer.exclusive_bytes if answer.HasField("exclusive_bytes") else None,
+        shared_bytes=answer.shared_bytes if answer.HasField("shared_bytes") else None,
+        **{name: getattr(answer, name) for name in names},
+    )
 
 
 def node_info(status: common_pb2.NodeStatus) -> NodeInfo:

@@ -151,8 +151,8 @@ class Stats:
     Attributes:
         logical_bytes: all points and objects as if each were kept whole.
         stored_bytes: sealed bytes that the sessions added, one copy counted.
-        exclusive_bytes: sealed bytes reachable from these points alone.
-        shared_bytes: sealed bytes reachable from these points and from others too.
+        exclusive_bytes: sealed bytes reachable from these points alone; None where too few nodes answer to tell.
+        shared_bytes: sealed bytes reachable from these points and from others too; None as `exclusive_bytes`.
         cluster_used_bytes: what the nodes' segments occupy, all copies, whole cluster.
     """
 
@@ -161,8 +161,8 @@ class Stats:
     object_count: int
     logical_bytes: int
     stored_bytes: int
-    exclusive_bytes: int
-    shared_bytes: int
+    exclusive_bytes: int | None
+    shared_bytes: int | None
     cluster_used_bytes: int
     transfer: TransferStats
 

@@ -92,11 +92,15 @@ def stats(
             "objects": str(found.object_count),
             "logical": f"{format_size(found.logical_bytes)} (each point and object as if kept whole)",
             "stored": f"{format_size(found.stored_bytes)} (one copy, as added)",
-            "exclusive": f"{format_size(found.exclusive_bytes)} (used by these alone)",
-            "shared": f"{format_size(found.shared_bytes)} (used by others too)",
+            "exclusive": f"{_size_if_known(found.exclusive_bytes)} (used by these alone)",
+            "shared": f"{_size_if_known(found.shared_bytes)} (used by others too)",
             "on all nodes": f"{format_size(found.cluster_used_bytes)} (all copies, whole cluster)",
         }
     )
+
+
+def _size_if_known(size_bytes: int | None) -> str:
+    return "not known while nodes are down" if size_bytes is None else format_size(size_bytes)
 
 
 @layout_app.command("show")

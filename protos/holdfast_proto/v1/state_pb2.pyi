@@ -1052,9 +1052,13 @@ class GetStatsResponse(_message.Message):
     stored_bytes: _builtins.int
     """Sealed bytes that these sessions added to the cluster, one copy counted."""
     exclusive_bytes: _builtins.int
-    """Sealed bytes reachable from the VM's points and from nothing else (whole tenant: all reachable)."""
+    """Sealed bytes reachable from the VM's points and from nothing else (whole tenant: all reachable). Unset where the
+    nodes do not let the coordinator tell now.
+    """
     shared_bytes: _builtins.int
-    """Sealed bytes reachable from the VM's points and from something else too."""
+    """Sealed bytes reachable from the VM's points and from something else too.
+    Unset as exclusive_bytes.
+    """
     cluster_used_bytes: _builtins.int
     """Bytes that the nodes' segments occupy, all copies, whole cluster."""
     @_builtins.property
@@ -1069,15 +1073,22 @@ class GetStatsResponse(_message.Message):
         object_count: _builtins.int = ...,
         logical_bytes: _builtins.int = ...,
         stored_bytes: _builtins.int = ...,
-        exclusive_bytes: _builtins.int = ...,
-        shared_bytes: _builtins.int = ...,
+        exclusive_bytes: _builtins.int | None = ...,
+        shared_bytes: _builtins.int | None = ...,
         cluster_used_bytes: _builtins.int = ...,
         transfer: _records_pb2.TransferStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes", "_shared_bytes", b"_shared_bytes", "exclusive_bytes", b"exclusive_bytes", "shared_bytes", b"shared_bytes", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_used_bytes", b"cluster_used_bytes", "exclusive_bytes", b"exclusive_bytes", "logical_bytes", b"logical_bytes", "object_count", b"object_count", "point_count", b"point_count", "shared_bytes", b"shared_bytes", "stored_bytes", b"stored_bytes", "transfer", b"transfer", "vm_count", b"vm_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes", "_shared_bytes", b"_shared_bytes", "cluster_used_bytes", b"cluster_used_bytes", "exclusive_bytes", b"exclusive_bytes", "logical_bytes", b"logical_bytes", "object_count", b"object_count", "point_count", b"point_count", "shared_bytes", b"shared_bytes", "stored_bytes", b"stored_bytes", "transfer", b"transfer", "vm_count", b"vm_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__exclusive_bytes: _TypeAlias = _typing.Literal["exclusive_bytes"]  # noqa: Y015
+    _WhichOneofArgType__exclusive_bytes: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__shared_bytes: _TypeAlias = _typing.Literal["shared_bytes"]  # noqa: Y015
+    _WhichOneofArgType__shared_bytes: _TypeAlias = _typing.Literal["_shared_bytes", b"_shared_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclusive_bytes) -> _WhichOneofReturnType__exclusive_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shared_bytes) -> _WhichOneofReturnType__shared_bytes | None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
