@@ -79,13 +79,14 @@ class ClusterKnowledge:
     def _newer_layout(self, response: HeartbeatResponse) -> Layout | None:
         if not response.HasField("layout"):
             return None
-        layout, known = Layout.from_message(response.layout), self._layout
+        message, known = response.layout, self._layout
         if known is None:
-            return layout
-        if (layout.seed, layout.partitions) != (known.seed, known.partitions):
+            return Layout.from_message(message)
+        if (message.seed, message.partitions) != (known.seed, known.partitions):
             raise HoldfastError(
                 ErrorCode.MISMATCH,
                 "the coordinator's layout has another seed or number of partitions than this node's blocks are filed "
                 "under; these never change, so it is not this node's cluster",
             )
-        return layout if layout.epoch > known.epoch else None
+        # Every heartbeat brings the layout; only a newer one is worth parsing.
+        return Layout.from_message(message) if message.epoch > known.epoch else None
