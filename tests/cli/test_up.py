@@ -144,6 +144,20 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
+def test_a_node_that_dies_before_all_is_ready_ends_the_start(tmp_path: Path) -> None:
+    command = [*COMMAND, "up", "--data", str(tmp_path / "data"), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listening = tmp_path / "data" / "run" / "node-1.pid"
+    eventually(listening.exists, "the first node", within_s=60)
+    os.kill(int(listening.read_text()), signal.SIGKILL)
+    out, err = process.communicate(timeout=90)
+    last = err.splitlines()[-1]
+    assert process.returncode == 5, err
+    assert out == ""
+    assert "node-1" in last
+    assert "Traceback" not in err
+
+
 def test_fewer_nodes_than_copies_are_a_usage_error(tmp_path: Path) -> None:
     done = run("up", "--nodes", "2", "--replicas", "3", "--data", str(tmp_path / "data"))
     assert done.returncode == 2

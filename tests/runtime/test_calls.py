@@ -145,14 +145,14 @@ async def test_the_request_id_is_the_callers_if_harmless(rig: Rig, sent: str, ke
     seen = answer.status.node_id
     assert (seen == sent) is kept
     assert seen
-    assert dict(await call.trailing_metadata() or ())[REQUEST_ID_KEY] == seen
+    assert (REQUEST_ID_KEY, seen) in tuple(await call.trailing_metadata() or ())
 
 
 async def test_a_refusal_names_the_request_too(rig: Rig) -> None:
     rig.fail_with(refusal())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.stub.GetNodeStatus(blocks_pb2.GetNodeStatusRequest(), metadata=((REQUEST_ID_KEY, "req-2"),))
-    assert dict(caught.value.trailing_metadata() or ())[REQUEST_ID_KEY] == "req-2"
+    assert (REQUEST_ID_KEY, "req-2") in tuple(caught.value.trailing_metadata() or ())
 
 
 async def test_one_structured_line_an_event(rig: Rig, log_lines: Callable[[], list[dict[str, Any]]]) -> None:

@@ -21,6 +21,7 @@ from holdfast.cli.directory import UpDirectory, opened
 from holdfast.cli.exits import DONE, FAILED, say
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import NODES_MAX, REPLICAS_DEFAULT
+from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.options import format_address
 from holdfast_core.runtime.signals import termination_signals
@@ -110,13 +111,9 @@ async def _serve(plan: _Plan, directory: UpDirectory, clock: Clock) -> int:
         async def start_node(number: int) -> None:
             children.append(await plan.start_node(number, directory, coordinator.address))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number in range(1, plan.node_count + 1):
-                    group.create_task(start_node(number))
-        except* HoldfastError as failures:
-            first = failures.exceptions[0]
-            raise first from None
+        async with plain_task_group() as group:
+            for number in range(1, plan.node_count + 1):
+                group.create_task(start_node(number))
         return await _watch(coordinator, children, clock)
     finally:
         await _end(children)
@@ -133,7 +130,7 @@ async def _watch(coordinator: Child, children: Sequence[Child], clock: Clock) ->
     async def watch(child: Child) -> None:
         await deaths.put((child, await child.wait()))
 
-    async with asyncio.TaskGroup() as group:
+    async with plain_task_group() as group:
         watchers = [group.create_task(watch(child)) for child in children]
         try:
             await _until_ready(coordinator.address, children, deaths, clock)
