@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -18,11 +20,12 @@ from holdfast.content import WINDOW_BYTES, ContentReader, DamageReport, Entry, S
 from holdfast.index import DAMAGE, IndexReader, LeafAt, volume_leaves
 from holdfast.results import Progress, ProgressCallback
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import TREE_FAN_OUT
+from holdfast_core.model.limits import MIB, TREE_FAN_OUT
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
 
 WINDOWS_IN_FLIGHT: Final = 4
+DROP_LAG_BYTES: Final = 64 * MIB
 _PARTIAL_SUFFIX: Final = ".partial"
 _IOV_MAX: Final = 512
 
@@ -196,13 +199,43 @@ def unwritable(path: Path, error: OSError) -> HoldfastError:
     return HoldfastError(ErrorCode.TARGET_UNWRITABLE, f"the restore target {path} cannot be written: {error.strerror}")
 
 
+class DropBehind:
+    """Hands written pages back to the kernel, so that a restore does not push everything else out of its cache.
+
+    The first advice on a range begins to write it back and does not wait; the second, once so much more has been
+    written that it should be clean, frees the pages, which the next writes then take. Pages that are still dirty
+    simply stay. Where fresh pages are dear this is most of a restore's cost (ADR 0053). Safe to share between threads.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Bind to an open file."""
+        self._descriptor = descriptor
+        self._recent: deque[tuple[int, int]] = deque()
+        self._lock = threading.Lock()
+        self._recent_bytes = 0
+
+    def wrote(self, offset: int, length: int) -> None:
+        """Take note of a range that has just been written."""
+        due: list[tuple[int, int]] = []
+        with self._lock:
+            self._recent.append((offset, length))
+            self._recent_bytes += length
+            while self._recent_bytes > DROP_LAG_BYTES:
+                oldest = self._recent.popleft()
+                self._recent_bytes -= oldest[1]
+                due.append(oldest)
+        for start, count in [(offset, length), *due]:
+            os.posix_fadvise(self._descriptor, start, count, os.POSIX_FADV_DONTNEED)
+
+
 def file_sink(descriptor: int, path: Path) -> Sink:
     """Return a sink that writes plaintexts at their keys, neighbours in one call."""
+    behind = DropBehind(descriptor)
 
     def write(opened: Sequence[tuple[int, bytes]]) -> None:
         try:
             for run in _runs(opened):
-                _write_all(descriptor, run)
+                behind.wrote(run[0][0], _write_all(descriptor, run))
         except OSError as error:
             raise unwritable(path, error) from error
 
@@ -222,13 +255,15 @@ def _runs(opened: Sequence[tuple[int, bytes]]) -> list[list[tuple[int, bytes]]]:
     return runs
 
 
-def _write_all(descriptor: int, run: Sequence[tuple[int, bytes]]) -> None:
+def _write_all(descriptor: int, run: Sequence[tuple[int, bytes]]) -> int:
+    """Write a run of neighbours; returns its length."""
     offset = run[0][0]
     total = sum(len(plain) for _, plain in run)
     written = os.pwritev(descriptor, [plain for _, plain in run], offset)
     while written < total:
         rest = b"".join(plain for _, plain in run)[written:]
         written += os.pwrite(descriptor, rest, offset + written)
+    return total
 
 
 async def restore_point(

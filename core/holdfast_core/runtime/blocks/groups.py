@@ -1,7 +1,7 @@
 """Task groups whose failure is one plain error instead of a group of them.
 
 Callers of Holdfast handle a `HoldfastError`; that several tasks failed at once is nothing they could act on. The first
-typed error wins; the rest of the group is its `__context__`.
+typed error wins; the rest of the group is its `__context__`, which tracebacks do not show.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ async def plain_task_group() -> AsyncIterator[asyncio.TaskGroup]:
     except BaseExceptionGroup as failures:
         leaves = list(_leaves(failures))
         typed = [leaf for leaf in leaves if isinstance(leaf, HoldfastError)]
-        raise (typed or leaves)[0]  # noqa: B904 - the group stays visible as the context
+        first = (typed or leaves)[0]
+        # Its own cause stays; the group around it would only double every traceback.
+        first.__suppress_context__ = True
+        raise first  # noqa: B904
 
 
 def _leaves(failures: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
