@@ -17,8 +17,6 @@ from holdfast_storagenode.segments.record import RECORD_HEADER_BYTES
 # Reading over a gap of this size is cheaper than another call; a run is bounded so that it does not hold much memory.
 _GAP_BYTES_MAX: Final = 16 * KIB
 _RUN_BYTES_MAX: Final = 2 * MIB
-# A run of this size is a stream, as a restore makes: it would push out of memory what is read again and again.
-_STREAM_BYTES_MIN: Final = 512 * KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,6 @@ def read_blocks(
         with files.reading(first.segment) as fd:
             try:
                 data = disk.read_at(fd, length, begin)
-                if length >= _STREAM_BYTES_MIN:
-                    disk.forget(fd, begin, length)
             except OSError:
                 # A sector that cannot be read is damage like any other: set aside, reported, repaired from a peer.
                 data = b""
