@@ -36,6 +36,14 @@ class EmbeddedService(Protocol):
         ...
 
 
+class EmbeddedCoordinator(EmbeddedService, Protocol):
+    """The coordinator's, which also lets go of its metadata."""
+
+    async def close(self) -> None:
+        """Stop, and forget everything."""
+        ...
+
+
 class MemoryCluster:
     """A coordinator and storage nodes; a context manager. Ready to use once constructed.
 
@@ -61,7 +69,7 @@ class MemoryCluster:
         self._managers: list[StateManager] = []
         self._running: set[int] = set()
         self._nodes: list[EmbeddedService] = []
-        self._coordinator: EmbeddedService | None = None
+        self._coordinator: EmbeddedCoordinator | None = None
         try:
             self._start(nodes, replicas, data_dir, heartbeat_s)
         except BaseException:
@@ -147,7 +155,7 @@ class MemoryCluster:
             await self._nodes[number].stop()
         self._running.clear()
         if self._coordinator is not None:
-            await self._coordinator.stop()
+            await self._coordinator.close()
 
 
 def _load(name: str) -> Any:

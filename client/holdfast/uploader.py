@@ -8,7 +8,7 @@ a node knows a newer layout, everything that is not settled is placed anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -118,7 +118,7 @@ class Uploader:
         """
         fresh = self._not_recent(outgoing)
         if fresh:
-            await self._place([item.block for item in fresh], fresh)
+            await self._place(fresh)
         while self._unsettled_bytes > UNSETTLED_BYTES_MAX:
             await self._next_progress()
         self._raise_failure()
@@ -177,16 +177,18 @@ class Uploader:
             self._recent = (set(), young)
         return fresh
 
-    async def _place(self, blocks: Sequence[SealedBlock], counted: Sequence[Outgoing]) -> None:
+    async def _place(self, items: Sequence[Outgoing], *, count: bool = True) -> None:
         """Ask the owners and put the blocks that some lack into open batches.
 
-        `counted` are the entries to count in the sums: none where blocks are placed a second time.
+        `count` is False where blocks are placed a second time.
         """
         for _ in range(_REPLACEMENTS_MAX):
             layout = self._access.newest()
-            owners = [layout.owners_of_block(block.id) for block in blocks]
+            by_owners: dict[tuple[str, ...], list[Outgoing]] = {}
+            for item in items:
+                by_owners.setdefault(layout.owners_of_block(item.block.id), []).append(item)
             try:
-                held = await self._ask(blocks, owners, layout.epoch)
+                held = await self._ask(by_owners, layout.epoch)
                 break
             except HoldfastError as error:
                 if error.code is not ErrorCode.WRONG_EPOCH:
@@ -195,42 +197,57 @@ class Uploader:
                 self._stale = True
         else:
             raise HoldfastError(ErrorCode.CONFLICT, "the layout changes faster than blocks can be placed; try again")
-        held_by = [
-            tuple(node for node in nodes if block.id not in held.get(node, ()))
-            for block, nodes in zip(blocks, owners, strict=True)
-        ]
-        for item, nodes, lacking in zip(counted, owners, held_by, strict=False):
-            self._count(item, nodes, lacking)
-        for block, nodes, lacking in zip(blocks, owners, held_by, strict=True):
+        for owners, group in by_owners.items():
+            if any(node in held for node in owners):
+                self._add_some(layout.epoch, owners, group, held, count=count)
+            else:
+                if count:
+                    self._count_stored(group)
+                self._add((layout.epoch, owners, owners), group)
+
+    def _add_some(
+        self,
+        epoch: int,
+        owners: tuple[str, ...],
+        group: Sequence[Outgoing],
+        held: Mapping[str, Container[bytes]],
+        *,
+        count: bool,
+    ) -> None:
+        """Add the blocks of one set of owners of which some are held somewhere."""
+        for item in group:
+            lacking = tuple([node for node in owners if item.block.id not in held.get(node, ())])
             if lacking:
-                self._add((layout.epoch, nodes, lacking), block)
+                self._add((epoch, owners, lacking), (item,))
+            if not count:
+                continue
+            if len(lacking) == len(owners):
+                self._count_stored((item,))
+            elif not item.index:
+                self.sums.present_plain_bytes += item.plain_bytes
 
-    def _count(self, item: Outgoing, owners: Sequence[str], lacking: Sequence[str]) -> None:
+    def _count_stored(self, group: Iterable[Outgoing]) -> None:
         sums = self.sums
-        if len(lacking) < len(owners):
-            if not item.index:
-                sums.present_plain_bytes += item.plain_bytes
-            return
-        size = len(item.block.data)
-        sums.stored_bytes += size
-        sums.stored_plain_bytes += item.plain_bytes
-        sums.stored_blocks += 1
-        if item.index:
-            sums.index_bytes += size
+        for item in group:
+            size = len(item.block.data)
+            sums.stored_bytes += size
+            sums.stored_plain_bytes += item.plain_bytes
+            sums.stored_blocks += 1
+            if item.index:
+                sums.index_bytes += size
 
-    async def _ask(
-        self, blocks: Sequence[SealedBlock], owners: Sequence[tuple[str, ...]], epoch: int
-    ) -> dict[str, set[bytes]]:
-        """Return which of the blocks each node holds; nothing for nodes that do not answer."""
+    async def _ask(self, by_owners: Mapping[tuple[str, ...], Sequence[Outgoing]], epoch: int) -> dict[str, set[bytes]]:
+        """Return which of the blocks each node holds; no entry for nodes that hold none or do not answer."""
         questions: dict[str, list[bytes]] = {}
-        for block, nodes in zip(blocks, owners, strict=True):
-            for node in nodes:
-                questions.setdefault(node, []).append(block.id)
+        for owners, group in by_owners.items():
+            ids = [item.block.id for item in group]
+            for node in owners:
+                questions.setdefault(node, []).extend(ids)
         held: dict[str, set[bytes]] = {}
-        async with plain_task_group() as group:
+        async with plain_task_group() as tasks:
             for node, ids in questions.items():
                 if self._sender(node).dead is None:
-                    group.create_task(self._ask_node(node, ids, epoch, held))
+                    tasks.create_task(self._ask_node(node, ids, epoch, held))
         return held
 
     async def _ask_node(self, node: str, ids: Sequence[bytes], epoch: int, held: dict[str, set[bytes]]) -> None:
@@ -258,17 +275,19 @@ class Uploader:
             self._group.create_task(sender.run())
         return sender
 
-    def _add(self, placement: Placement, block: SealedBlock) -> None:
-        waiting = self._open.get(placement)
-        if waiting is None:
-            waiting = self._open[placement] = _OpenBatch()
-        waiting.blocks.append(block)
-        waiting.sealed_bytes += len(block.data)
-        self._open_bytes += len(block.data)
-        if waiting.sealed_bytes >= BATCH_BYTES_TARGET or len(waiting.blocks) >= BATCH_BLOCKS_MAX:
-            self._send_open(placement)
-        elif self._open_bytes > OPEN_BATCHES_BYTES_MAX:
-            self._send_open(max(self._open, key=lambda key: self._open[key].sealed_bytes))
+    def _add(self, placement: Placement, group: Iterable[Outgoing]) -> None:
+        for item in group:
+            waiting = self._open.get(placement)
+            if waiting is None:
+                waiting = self._open[placement] = _OpenBatch()
+            size = len(item.block.data)
+            waiting.blocks.append(item.block)
+            waiting.sealed_bytes += size
+            self._open_bytes += size
+            if waiting.sealed_bytes >= BATCH_BYTES_TARGET or len(waiting.blocks) >= BATCH_BLOCKS_MAX:
+                self._send_open(placement)
+            elif self._open_bytes > OPEN_BATCHES_BYTES_MAX:
+                self._send_open(max(self._open, key=lambda key: self._open[key].sealed_bytes))
 
     def _close_open(self) -> None:
         for placement in list(self._open):
@@ -354,7 +373,7 @@ class Uploader:
                 waiting = [block for open_batch in self._open.values() for block in open_batch.blocks]
                 self._open.clear()
                 self._open_bytes = 0
-                await self._place(again + waiting, ())
+                await self._place([Outgoing(block, 0) for block in again + waiting], count=False)
 
     def _revive(self) -> None:
         """Forget senders that a newer layout ended; their successors use the new epoch."""
