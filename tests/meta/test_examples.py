@@ -1,4 +1,4 @@
-"""The programs that the documents show run as they stand."""
+"""The programs that the documents show run as they stand; tests/cli runs those of examples/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.meta import documents
-from tests.meta.tree import ROOT, text_of, tracked
+from tests.meta.tree import ROOT, text_of
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/sdk.md"])
@@ -32,22 +32,6 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert not list(tmp_path.iterdir())
-
-
-EXAMPLES = [path for path in tracked() if path.parts[0] == "examples" and path.suffix == ".py"]
-
-
-def test_there_are_examples() -> None:
-    assert EXAMPLES
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=str)
-def test_examples_run(example: Path, tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, str(ROOT / example)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=90
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout
 
 
 def test_the_readme_says_what_a_fresh_machine_needs() -> None:
