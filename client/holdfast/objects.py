@@ -20,7 +20,6 @@ from holdfast.results import Progress, ProgressCallback
 from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, seal_cuts
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind
-from holdfast_core.model.cutting import Cutter
 from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.limits import MIB
 from holdfast_core.model.tree import ObjectTreeBuilder, ObjectWalk, decode_object_leaf
@@ -54,6 +53,9 @@ class ObjectWriter:
         sealer = ring.sealer(Kind.APPLICATION, key_epoch)
         self._context = SpanContext(ring, sealer, Codec.ZSTD, FingerprintCache(), frozenset())
         self._sink = IndexSink(ring.sealer(Kind.INDEX, ring.structure_epoch_newest))
+        # Here and not above: loading the cutter takes a tenth of the SDK's import, and VMs do without it.
+        from holdfast_core.model.cutting import Cutter
+
         self._cutter = Cutter(ring.cutting_key)
         self._tree = ObjectTreeBuilder(self._sink.store)
         self._block_count = 0

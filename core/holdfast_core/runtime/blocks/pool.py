@@ -14,11 +14,12 @@ import grpc.aio
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import RPC_TIMEOUT_S
+from holdfast_core.runtime.blocks.wire import GetAnswer, decode_get
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
-from holdfast_proto.v1.blocks_pb2 import GetBlocksRequest, GetBlocksResponse, HasBlocksRequest, HasBlocksResponse
+from holdfast_proto.v1.blocks_pb2 import GetBlocksRequest, HasBlocksRequest, HasBlocksResponse
 from holdfast_proto.v1.common_pb2 import NodeStatus
 
 CAPABILITY_KEY: Final = "holdfast-capability"
@@ -100,7 +101,7 @@ class NodePool:
 
     async def get_blocks(
         self, node_id: str, block_ids: Sequence[bytes], capability: str, *, timeout_s: float = RPC_TIMEOUT_S
-    ) -> AsyncGenerator[GetBlocksResponse, None]:
+    ) -> AsyncGenerator[GetAnswer, None]:
         """Ask a node for blocks; yields its answers as they come. `timeout_s` bounds the wait for each of them.
 
         Raises:
@@ -109,7 +110,7 @@ class NodePool:
         method = self.channel(node_id).unary_stream(
             _SERVICE + "GetBlocks",
             request_serializer=GetBlocksRequest.SerializeToString,
-            response_deserializer=GetBlocksResponse.FromString,
+            response_deserializer=decode_get,
         )
         self._in_flight[node_id] = self._in_flight.get(node_id, 0) + 1
         call = method(GetBlocksRequest(block_ids=b"".join(block_ids)), metadata=((CAPABILITY_KEY, capability),))
@@ -119,7 +120,7 @@ class NodePool:
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
                     break
-                yield cast("GetBlocksResponse", answer)
+                yield cast("GetAnswer", answer)
         except grpc.aio.AioRpcError as error:
             raise self._told(node_id, error) from error
         except TimeoutError as error:

@@ -21,7 +21,8 @@ from holdfast_core.model.layout import Layout
 from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDICT_OK, GetBlocksResponse
+from holdfast_core.runtime.blocks.wire import GetAnswer
+from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDICT_OK
 
 REQUEST_BYTES: Final = 8 * MIB
 REQUESTS_IN_FLIGHT: Final = 6
@@ -227,7 +228,7 @@ class BlockReader:
         self,
         node_id: str,
         ids: Sequence[bytes],
-        answer: GetBlocksResponse,
+        answer: GetAnswer,
         consumer: Consumer,
         trials: dict[bytes, _Trial],
     ) -> list[bytes]:
@@ -235,7 +236,7 @@ class BlockReader:
         got_ids: list[bytes] = []
         bodies: list[memoryview] = []
         left: list[bytes] = []
-        view = memoryview(answer.blocks)
+        view = answer.blocks
         at = 0
         for block_id, verdict, length in zip(ids, answer.verdicts, answer.lengths, strict=True):
             if verdict == VERDICT_OK:
