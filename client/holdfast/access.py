@@ -37,9 +37,9 @@ class Access:
         *,
         clock: Clock,
         session_id: str = "",
-        resource_id: str,
+        resource_id: str = "",
     ) -> None:
-        """Take a grant; `resource_id` is what is read, or the session's id again."""
+        """Take a grant for a session, or for the point or object that is read; one of the two is named."""
         self._endpoints = endpoints
         self._pool = pool
         self._clock = clock

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast_core.model.block import SealedBlock, verify
-from holdfast_core.model.errors import HoldfastError
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX
 
 
 class Batch:
@@ -86,3 +87,17 @@ class Batch:
     def settled(self) -> bool:
         """Whether every target has answered, or another batch carries its blocks now."""
         return self.moved or len(self.acknowledged) + len(self.failed) >= len(self.targets)
+
+    def loss(self) -> HoldfastError:
+        """Return the error of a batch that is lost: NO_QUORUM, or what a full or refusing node said."""
+        reasons = sorted(self.failed.items())
+        for code in (ErrorCode.DENIED, ErrorCode.DISK_FULL):
+            for _, error in reasons:
+                if error.code is code:
+                    return error
+        return HoldfastError(
+            ErrorCode.NO_QUORUM,
+            "too few owners took a block: " + "; ".join(dict.fromkeys(error.message for _, error in reasons)),
+            facts={"failed_nodes": ",".join(node for node, _ in reasons)},
+            block_ids=self.block_ids[:ERROR_BLOCK_IDS_MAX],
+        )

@@ -21,11 +21,12 @@ from holdfast_core.model.limits import IN_FLIGHT_BYTES_PER_NODE, RPC_TIMEOUT_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock
-from holdfast_core.runtime.status import error_from_rpc
+from holdfast_core.runtime.status import error_from_rpc, reaches_peer
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK, VERDICT_PRESENT, PutBlocksResponse
 
 _REOPENINGS_MAX: Final = 3
 _REOPEN_PAUSE_S: Final = 0.3
+_MAY_PASS: Final = frozenset((ErrorCode.UNREACHABLE, ErrorCode.NOT_READY))
 _GOOD: Final = frozenset((VERDICT_OK, VERDICT_PRESENT))
 
 Done = Callable[[str, Batch, HoldfastError | None], None]
@@ -64,6 +65,7 @@ class NodeSender:
         self._changed = asyncio.Event()
         self._closing = False
         self._acknowledged = 0
+        self._careful = False
         self._call: Any = None
 
     def put(self, batch: Batch) -> None:
@@ -110,7 +112,7 @@ class NodeSender:
                 if self._acknowledged > acknowledged_before:
                     reopenings = 0
                 reopenings += 1
-                if error.code is not ErrorCode.UNREACHABLE or reopenings > _REOPENINGS_MAX:
+                if error.code not in _MAY_PASS or reopenings > _REOPENINGS_MAX:
                     self.fail(error)
                     return
                 await self._clock.sleep(_REOPEN_PAUSE_S)
@@ -171,6 +173,8 @@ class NodeSender:
             await self._changed.wait()
 
     def _may_send(self, batch: Batch) -> bool:
+        if self._careful:
+            return not self._sent
         return not self._sent or self._sent_bytes + batch.sealed_bytes <= IN_FLIGHT_BYTES_PER_NODE
 
     async def _read(self, call: Any, watchdog: _Watchdog) -> None:
@@ -179,7 +183,7 @@ class NodeSender:
                 self._acknowledge(answer)
                 watchdog.progress(outstanding=bool(self._sent))
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, peer=f"storage node {self.node_id}") from error
+            raise self._told(error_from_rpc(error, peer=f"storage node {self.node_id}")) from error
         except asyncio.CancelledError:
             if watchdog.fired:
                 raise self._silent(f"acknowledged nothing for {self._stall_s:g} s") from None
@@ -198,8 +202,20 @@ class NodeSender:
             self._sent[answer.sequence] = batch
             raise HoldfastError(ErrorCode.INTERNAL, f"storage node {self.node_id} refused blocks without a reason")
         self._acknowledged += 1
+        self._careful = False
         self._changed.set()
         self._done(self.node_id, batch, None)
+
+    def _told(self, error: HoldfastError) -> HoldfastError:
+        """Return what an ended stream means.
+
+        grpc.aio answers INTERNAL, and forgets what the server said, when a write meets a stream that has just ended.
+        The next stream then sends one batch at a time until it is answered, so that the server is heard.
+        """
+        if error.code is ErrorCode.INTERNAL and not reaches_peer(error):
+            self._careful = True
+            return self._silent("ended the stream")
+        return error
 
     def _silent(self, why: str) -> HoldfastError:
         return HoldfastError(

@@ -132,13 +132,14 @@ class MemoryCluster:
             self._await_up(len(self._running))
 
     def _await_up(self, nodes: int) -> None:
-        """Wait until so many nodes are up and the cluster takes writes."""
+        """Wait until so many nodes are up and know the layout, and the cluster takes writes."""
         clock = SystemClock()
         deadline_s = clock.monotonic_s() + _READY_WAIT_S
         with StateManager(self.coordinator_address) as manager:
             while True:
                 status = manager.cluster_status()
-                if status.writable and sum(node.up for node in status.nodes) >= nodes:
+                ready = [node for node in status.nodes if node.up and node.layout_epoch >= status.layout_epoch]
+                if status.writable and len(ready) >= nodes:
                     return
                 if clock.monotonic_s() > deadline_s:
                     raise HoldfastError(ErrorCode.NOT_READY, f"the cluster did not come up: {status.state}")

@@ -18,7 +18,7 @@ from holdfast.sender import NodeSender
 from holdfast.wire import encode_put
 from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_TARGET, ERROR_BLOCK_IDS_MAX, MIB, RPC_TIMEOUT_S
+from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_TARGET, MIB, RPC_TIMEOUT_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock
@@ -28,6 +28,8 @@ UNSETTLED_BYTES_MAX: Final = 96 * MIB
 OPEN_BATCHES_BYTES_MAX: Final = 24 * MIB
 _SUSPECT_TIMEOUT_S: Final = 3.0
 _REPLACEMENTS_MAX: Final = 8
+_ASKINGS_MAX: Final = 5
+_ASK_PAUSE_S: Final = 0.5
 
 Placement = tuple[int, tuple[str, ...], tuple[str, ...]]
 """Layout epoch, owners of a block under it, and those of them that lack it."""
@@ -253,15 +255,20 @@ class Uploader:
     async def _ask_node(self, node: str, ids: Sequence[bytes], epoch: int, held: dict[str, set[bytes]]) -> None:
         suspect, _ = self._pool.rank(node)
         timeout_s = _SUSPECT_TIMEOUT_S if suspect else self._stall_s
-        try:
-            verdicts = await self._pool.has_blocks(
-                node, b"".join(ids), self._access.capability(), layout_epoch=epoch, timeout_s=timeout_s
-            )
-        except HoldfastError as error:
-            if error.code in (ErrorCode.WRONG_EPOCH, ErrorCode.DENIED):
-                raise
-            self._sender(node).fail(error)
-            return
+        for attempt in range(_ASKINGS_MAX):
+            try:
+                verdicts = await self._pool.has_blocks(
+                    node, b"".join(ids), self._access.capability(), layout_epoch=epoch, timeout_s=timeout_s
+                )
+                break
+            except HoldfastError as error:
+                if error.code in (ErrorCode.WRONG_EPOCH, ErrorCode.DENIED):
+                    raise
+                if error.code is not ErrorCode.NOT_READY or attempt + 1 == _ASKINGS_MAX:
+                    self._sender(node).fail(error)
+                    return
+            # A node that has just started learns the layout with its next heartbeat.
+            await self._clock.sleep(_ASK_PAUSE_S)
         if VERDICT_OK in verdicts:
             held[node] = {block_id for block_id, verdict in zip(ids, verdicts, strict=True) if verdict == VERDICT_OK}
 
@@ -330,7 +337,7 @@ class Uploader:
         if batch.at_quorum and not was_at_quorum:
             self._below_quorum -= 1
         if batch.lost and not batch.at_quorum and self._failure is None:
-            self._failure = _no_quorum(batch)
+            self._failure = batch.loss()
         if batch.settled:
             del self._unsettled[batch.sequence]
             self._unsettled_bytes -= batch.sealed_bytes
@@ -380,17 +387,3 @@ class Uploader:
         for node, sender in list(self._senders.items()):
             if sender.dead is not None and sender.dead.code is ErrorCode.WRONG_EPOCH:
                 del self._senders[node]
-
-
-def _no_quorum(batch: Batch) -> HoldfastError:
-    reasons = sorted(batch.failed.items())
-    full = [error for _, error in reasons if error.code is ErrorCode.DISK_FULL]
-    denied = [error for _, error in reasons if error.code is ErrorCode.DENIED]
-    if full or denied:
-        return (denied or full)[0]
-    return HoldfastError(
-        ErrorCode.NO_QUORUM,
-        "too few owners took a block; " + "; ".join(error.message for _, error in reasons[:3]),
-        facts={"failed_nodes": ",".join(node for node, _ in reasons)},
-        block_ids=batch.block_ids[:ERROR_BLOCK_IDS_MAX],
-    )

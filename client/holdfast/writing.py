@@ -142,7 +142,6 @@ class PointJob(WriteJob[PointInfo]):
             begun.grant,
             clock=tools.clock,
             session_id=begun.session_id,
-            resource_id=begun.session_id,
         )
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
@@ -210,7 +209,6 @@ class ObjectJob(WriteJob[ObjectInfo]):
             begun.grant,
             clock=tools.clock,
             session_id=begun.session_id,
-            resource_id=begun.session_id,
         )
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:

@@ -1,0 +1,54 @@
+"""The same on real segment stores: what is acknowledged is on disk, and comes back after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import StateManager
+from holdfast.testing import MemoryCluster
+from tests.client.rig import Vm, noise, write_at
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[MemoryCluster]:
+    """Three nodes with directories."""
+    with MemoryCluster(data_dir=tmp_path / "nodes") as cluster:
+        yield cluster
+
+
+def test_a_chain_on_disk_survives_a_restart_of_every_node(disks: MemoryCluster, tmp_path: Path) -> None:
+    vm = Vm(disks.state_manager(), "vm", tmp_path)
+    vm.volume(32 * MIB, [(0, noise(20 * MIB, 41)), (25 * MIB, b"text " * 400_000)])
+    vm.register()
+    snapshot = vm.snapshot()
+    vm.assert_restores(snapshot)
+    write_at(vm.path(), 3 * MIB + 7, noise(500_000, 42))
+    backup = vm.manager.incremental_backup(vm.name, snapshot)
+    storage_id = vm.manager.persist_application_data("task", noise(5 * MIB, 43))
+    for number in range(3):
+        disks.stop_node(number)
+        disks.start_node(number)
+    vm.assert_restores(snapshot, backup)
+    with StateManager(disks.coordinator_address) as fresh:
+        assert fresh.retrieve_application_data(storage_id) == noise(5 * MIB, 43)
+        assert fresh.verify(backup).blocks == fresh.point(backup).volumes[0].block_count
+        assert fresh.verify(backup, node_only=True).thin_blocks == 0
+
+
+def test_rot_on_disk_is_read_around_and_counted(disks: MemoryCluster, tmp_path: Path) -> None:
+    vm = Vm(disks.state_manager(), "vm", tmp_path)
+    vm.volume(8 * MIB, [(0, noise(8 * MIB, 44))])
+    vm.register()
+    snapshot = vm.snapshot()
+    disks.stop_node(0)
+    largest = max((tmp_path / "nodes" / "node-1").rglob("*"), key=lambda path: path.stat().st_size)
+    write_at(largest, 4 * MIB, b"rot!" * 20_000)
+    disks.start_node(0)
+    vm.assert_restores(snapshot)
+    assert vm.manager.verify(snapshot, node_only=True).thin_blocks > 0
+    assert sum(node.quarantined_count for node in vm.manager.nodes()) >= 0
