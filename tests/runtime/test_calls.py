@@ -55,6 +55,12 @@ class Rig:
     def fail_with(self, error: HoldfastError) -> None:
         self.blocks.error = self.counting.error = error
 
+    async def ended(self) -> None:
+        """Wait until the server's side of every call is over: its answer leaves before it is counted and logged."""
+        async with asyncio.timeout(10):
+            while self.metric("holdfast_calls_in_flight"):
+                await asyncio.sleep(0.001)
+
     def metric(self, name: str, **labels: str) -> float:
         return self.host.registry.get_sample_value(name, labels) or 0.0
 
@@ -93,6 +99,7 @@ async def rig(log_lines: object) -> AsyncIterator[Rig]:
 async def test_a_call_is_answered_and_counted(rig: Rig, kind: str) -> None:
     call, method, answers = KINDS[kind]
     assert await call(rig) == answers
+    await rig.ended()
     assert rig.metric("holdfast_calls_total", method=method, status="OK") == 1
     assert rig.metric("holdfast_call_seconds_count", method=method) == 1
     assert rig.metric("holdfast_calls_in_flight") == 0
@@ -106,6 +113,7 @@ async def test_an_error_of_ours_keeps_its_code(rig: Rig, kind: str) -> None:
         await call(rig)
     received = error_from_rpc(caught.value, peer="test")
     assert (received.code, received.facts) == (ErrorCode.WRONG_EPOCH, {"seconds_left": "12"})
+    await rig.ended()
     assert rig.metric("holdfast_calls_total", method=method, status="FAILED_PRECONDITION") == 1
 
 
@@ -157,6 +165,7 @@ async def test_a_refusal_names_the_request_too(rig: Rig) -> None:
 
 async def test_one_structured_line_an_event(rig: Rig, log_lines: Callable[[], list[dict[str, Any]]]) -> None:
     await rig.stub.GetNodeStatus(blocks_pb2.GetNodeStatusRequest(), metadata=((REQUEST_ID_KEY, "req-3"),))
+    await rig.ended()
     [line] = [line for line in log_lines() if line["event"] == "call"]
     assert line["method"] == f"/{SERVICE_NAME}/GetNodeStatus"
     assert (line["status"], line["request_id"], line["service"], line["level"]) == ("OK", "req-3", "test", "info")
