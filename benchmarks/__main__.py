@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,8 @@ _SAMPLE_EVERY: Final = 4
 def main() -> None:
     """Run what the command line asks for."""
     arguments = _parse()
+    # Each start would compile every module again, which no installed program does, the peers included.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     cache = arguments.cache.resolve()
     images = load_or_build(cache, size_bytes=int(arguments.size * 1024) * MIB, say=_say)
     machine = this_machine()
