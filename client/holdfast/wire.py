@@ -11,6 +11,7 @@ from typing import Final
 
 from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.limits import BLOCK_ID_BYTES
+from holdfast_core.runtime.blocks.wire import varint
 
 # Tags of PutBlocksRequest: field number << 3 | wire type (0 varint, 2 length-delimited).
 _TAG_SEQUENCE: Final = b"\x08"
@@ -18,16 +19,6 @@ _TAG_LAYOUT_EPOCH: Final = b"\x10"
 _TAG_BLOCK_IDS: Final = b"\x1a"
 _TAG_LENGTHS: Final = b"\x22"
 _TAG_BLOCKS: Final = b"\x2a"
-
-
-def varint(value: int) -> bytes:
-    """Encode a non-negative number as protobuf does."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def encode_put(blocks: Sequence[SealedBlock], *, sequence: int, layout_epoch: int) -> bytes:

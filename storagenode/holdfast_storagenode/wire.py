@@ -12,14 +12,11 @@ from typing import Any, Final
 
 import grpc
 
+from holdfast_core.runtime.blocks.wire import bytes_tag, cut_bytes_field, varint
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_proto.v1.blocks_pb2_grpc import add_BlockServiceServicer_to_server
 
 SERVICE_NAME: Final = "holdfast.v1.BlockService"
-
-_PUT_BLOCKS_FIELD: Final = pb.PutBlocksRequest.BLOCKS_FIELD_NUMBER
-_GET_BLOCKS_FIELD: Final = pb.GetBlocksResponse.BLOCKS_FIELD_NUMBER
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +33,15 @@ def decode_put(data: bytes) -> PutMessage:
     Raises:
         ValueError: the bytes are no message.
     """
-    view = memoryview(data)
-    blocks = view[:0]
-    kept: list[memoryview] = []
-    at = 0
-    while at < len(data):
-        begin = at
-        tag, at = _varint(data, at)
-        wire_type = tag & 7
-        if wire_type == _LENGTH:
-            length, at = _varint(data, at)
-            end = at + length
-        elif wire_type == _VARINT:
-            _, end = _varint(data, at)
-        elif wire_type in (_FIXED64, _FIXED32):
-            end = at + (8 if wire_type == _FIXED64 else 4)
-        else:
-            raise ValueError("a field has an unknown wire type")
-        if end > len(data):
-            raise ValueError("a field is cut off")
-        if tag == _PUT_BLOCKS_FIELD << 3 | _LENGTH:
-            blocks = view[at:end]
-        else:
-            kept.append(view[begin:end])
-        at = end
-    return PutMessage(pb.PutBlocksRequest.FromString(b"".join(kept)), blocks)
+    rest, blocks = cut_bytes_field(data, pb.PutBlocksRequest.BLOCKS_FIELD_NUMBER)
+    return PutMessage(pb.PutBlocksRequest.FromString(rest), blocks)
 
 
 def encode_get(*, first: int, verdicts: bytes, lengths: Iterable[int], blocks: list[bytes]) -> bytes:
     """Return the bytes of a GetBlocksResponse; the blocks are copied once."""
     head = pb.GetBlocksResponse(first=first, verdicts=verdicts, lengths=lengths).SerializeToString()
-    tag = bytes([_GET_BLOCKS_FIELD << 3 | _LENGTH])
-    return b"".join((head, tag, _pack_varint(sum(map(len, blocks))), *blocks))
+    tag = varint(bytes_tag(pb.GetBlocksResponse.BLOCKS_FIELD_NUMBER))
+    return b"".join((head, tag, varint(sum(map(len, blocks))), *blocks))
 
 
 def add_block_service(servicer: Any, server: Any) -> None:
@@ -103,24 +77,3 @@ class _Handlers:
 
 def _already_bytes(message: bytes) -> bytes:
     return message
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("a number is cut off")
-
-
-def _pack_varint(value: int) -> bytes:
-    packed = bytearray()
-    while value >= 0x80:
-        packed.append(value & 0x7F | 0x80)
-        value >>= 7
-    packed.append(value)
-    return bytes(packed)

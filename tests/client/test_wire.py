@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.batches import Batch
-from holdfast.wire import encode_put, varint
+from holdfast.wire import encode_put
 from holdfast_core.model.block import block_id, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.blocks.wire import decode_get
+from holdfast_core.runtime.blocks.wire import decode_get, varint
 from holdfast_proto.v1.blocks_pb2 import (
     VERDICT_CORRUPT,
     VERDICT_MISSING,

@@ -1,7 +1,7 @@
-"""GetBlocks answers without the copies that protobuf makes of the blocks.
+"""The messages that carry blocks, without the copies that protobuf makes of them. Shared by both ends.
 
-protobuf copies a megabyte into the message and once more at every look at the field. Here the field is cut out before
-protobuf parses the rest; on the wire nothing differs from `blocks.proto`.
+protobuf copies a megabyte into a message and once more at every look at the field. Here the field that holds the blocks
+is cut out before protobuf parses the rest; on the wire nothing differs from `blocks.proto` (ADR 0033, ADR 0051).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final
 
 from holdfast_proto.v1.blocks_pb2 import GetBlocksResponse
 
-_BLOCKS_TAG: Final = GetBlocksResponse.BLOCKS_FIELD_NUMBER << 3 | 2
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT_BITS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,24 @@ def decode_get(data: bytes) -> GetAnswer:
     Raises:
         ValueError: the bytes are no message, or lengths and blocks do not fit together.
     """
+    rest, blocks = cut_bytes_field(data, GetBlocksResponse.BLOCKS_FIELD_NUMBER)
+    head = GetBlocksResponse.FromString(rest)
+    lengths = tuple(head.lengths)
+    if len(lengths) != len(head.verdicts) or sum(lengths) != len(blocks):
+        raise ValueError("lengths and blocks do not fit together")
+    return GetAnswer(head.first, head.verdicts, lengths, blocks)
+
+
+def cut_bytes_field(data: bytes, number: int) -> tuple[bytes, memoryview]:
+    """Split a serialised message into everything but the `bytes` field of that number, and a view of that field.
+
+    As with protobuf, the field's last occurrence counts, and a field that is not there is empty.
+
+    Raises:
+        ValueError: the bytes are no message.
+    """
     view = memoryview(data)
-    blocks = view[:0]
+    found = view[:0]
     kept: list[memoryview] = []
     at = 0
     while at < len(data):
@@ -51,21 +67,32 @@ def decode_get(data: bytes) -> GetAnswer:
             raise ValueError("a field has an unknown wire type")
         if end > len(data):
             raise ValueError("a field is cut off")
-        if tag == _BLOCKS_TAG:
-            blocks = view[at:end]
+        if tag == bytes_tag(number):
+            found = view[at:end]
         else:
             kept.append(view[begin:end])
         at = end
-    head = GetBlocksResponse.FromString(b"".join(kept))
-    lengths = tuple(head.lengths)
-    if len(lengths) != len(head.verdicts) or sum(lengths) != len(blocks):
-        raise ValueError("lengths and blocks do not fit together")
-    return GetAnswer(head.first, head.verdicts, lengths, blocks)
+    return b"".join(kept), found
+
+
+def bytes_tag(number: int) -> int:
+    """Return the tag of a length-delimited field."""
+    return number << 3 | _LENGTH
+
+
+def varint(value: int) -> bytes:
+    """Encode a non-negative number as protobuf does."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
-    while at < len(data) and shift < 64:
+    while at < len(data) and shift < _VARINT_BITS_MAX:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
