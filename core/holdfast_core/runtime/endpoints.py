@@ -104,8 +104,5 @@ class Endpoints:
 
 
 def _try_another(error: HoldfastError) -> bool:
-    """Whether another coordinator may do better: this one did not answer, or is itself cut off.
-
-    A call that the server's side cancelled counts too: a caller of ours that gives up gets asyncio's CancelledError.
-    """
-    return error.code is ErrorCode.UNREACHABLE or (error.code is ErrorCode.CANCELLED and not reaches_peer(error))
+    """Whether another coordinator may do better: this one did not answer, or is itself cut off."""
+    return error.code is ErrorCode.UNREACHABLE

@@ -63,7 +63,8 @@ STATUS_BY_CODE: Final = MappingProxyType(
 # For answers without an `ErrorDetail`: from gRPC itself, from a proxy, or from a service that is not ours.
 _CODE_BY_STATUS: Final = MappingProxyType(
     {
-        _Status.CANCELLED: ErrorCode.CANCELLED,
+        # Who gives up on this side gets CancelledError of asyncio, so this is a server that drops its calls as it ends.
+        _Status.CANCELLED: ErrorCode.UNREACHABLE,
         _Status.UNKNOWN: ErrorCode.INTERNAL,
         _Status.INVALID_ARGUMENT: ErrorCode.INVALID_ARGUMENT,
         _Status.DEADLINE_EXCEEDED: ErrorCode.UNREACHABLE,
@@ -192,7 +193,7 @@ def _transport_message(status: grpc.StatusCode, details: str, peer: str) -> str:
     if status is _Status.DEADLINE_EXCEEDED:
         return f"{peer} did not answer in time; check that it runs and is not overloaded, then try again"
     if status is _Status.CANCELLED:
-        return f"the call to {peer} was cancelled before it ended"
+        return f"{peer} dropped the call before it was answered; it may be going down, try again"
     if status is _Status.UNIMPLEMENTED:
         return f"{peer} does not offer this call; check that the address is a Holdfast service of this version"
     return f"{peer} failed: {details or 'no details'} ({status.name})"
