@@ -351,13 +351,17 @@ class SqliteStore:
     async def _until_deadline_or_grant(self, deadline_s: float | None) -> None:
         waits: list[asyncio.Task[object]] = [asyncio.create_task(self._lease_granted.wait())]
         if deadline_s is not None:
-            waits.append(asyncio.create_task(self._clock.sleep(deadline_s - self._clock.monotonic_s())))
+            waits.append(asyncio.create_task(self._sleep_until(deadline_s)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
             await asyncio.wait(waits)
+
+    async def _sleep_until(self, deadline_s: float) -> None:
+        """Sleep; what is left is read when the task begins, as time may have passed since it was made."""
+        await self._clock.sleep(deadline_s - self._clock.monotonic_s())
 
     async def _on_tables(self, job: Callable[[_Tables], _T]) -> _T:
         tables = self._tables
