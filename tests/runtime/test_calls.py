@@ -19,7 +19,7 @@ from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.requests import REQUEST_ID_KEY
 from holdfast_core.runtime.server import ServiceHost
-from holdfast_core.runtime.status import error_from_rpc
+from holdfast_core.runtime.status import error_from_rpc, reaches_peer
 from holdfast_proto.v1 import blocks_pb2, blocks_pb2_grpc
 from tests.runtime.services import SERVICE_NAME, CountRequests, EchoBlocks, refusal, running_host
 
@@ -109,12 +109,17 @@ async def test_a_call_is_answered_and_counted(rig: Rig, kind: str) -> None:
 async def test_an_error_of_ours_keeps_its_code(rig: Rig, kind: str) -> None:
     call, method, _ = KINDS[kind]
     rig.fail_with(refusal(ErrorCode.WRONG_EPOCH))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(rig)
-    received = error_from_rpc(caught.value, peer="test")
+    # grpc.aio forgets what the server said when a write meets a stream that has just ended; then it is asked again.
+    tries, received = 0, None
+    while received is None or not reaches_peer(received):
+        tries += 1
+        assert tries <= 10, "the server was never heard"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(rig)
+        received = error_from_rpc(caught.value, peer="test")
     assert (received.code, received.facts) == (ErrorCode.WRONG_EPOCH, {"seconds_left": "12"})
     await rig.ended()
-    assert rig.metric("holdfast_calls_total", method=method, status="FAILED_PRECONDITION") == 1
+    assert rig.metric("holdfast_calls_total", method=method, status="FAILED_PRECONDITION") == tries
 
 
 async def test_a_stream_delivers_what_came_before_its_error(rig: Rig) -> None:

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from holdfast_core.model.errors import HoldfastError
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode
 from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY, CapabilitySigner
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.server import ServiceHost
-from holdfast_core.runtime.status import error_from_rpc
+from holdfast_core.runtime.status import error_from_rpc, reaches_peer
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_proto.v1 import cluster_pb2, cluster_pb2_grpc
 from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 CLUSTER_ID = "c" * 32
 WAIT_S = 20.0
+_UNHEARD_MAX = 10
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -118,13 +119,22 @@ class NodeClient:
         self.metadata = ((CAPABILITY_METADATA_KEY, capability),) if capability else ()
 
     async def put(self, batches: Sequence[pb.PutBlocksRequest]) -> list[pb.PutBlocksResponse]:
-        """Send batches in one stream; return the acknowledgements in the order in which they came."""
+        """Send batches in one stream; return the acknowledgements in the order in which they came.
+
+        grpc.aio forgets what the server said when a write meets a stream that has just ended; then it is asked again.
+        """
 
         async def requests() -> AsyncIterator[pb.PutBlocksRequest]:
             for batch in batches:
                 yield batch
 
-        return await self.collect(self.stub.PutBlocks(requests(), metadata=self.metadata))
+        for _ in range(_UNHEARD_MAX):
+            try:
+                return await self.collect(self.stub.PutBlocks(requests(), metadata=self.metadata))
+            except HoldfastError as error:
+                if error.code is not ErrorCode.INTERNAL or reaches_peer(error):
+                    raise
+        raise AssertionError("the node was never heard")
 
     async def stream(self, method: str, request: Any) -> list[Any]:
         """Call a method that answers with a stream; return all of it."""
