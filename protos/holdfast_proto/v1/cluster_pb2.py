@@ -23,51 +23,68 @@ _sym_db = _symbol_database.Default()
 
 
 from holdfast_proto.v1 import common_pb2 as holdfast__proto_dot_v1_dot_common__pb2
+from holdfast_proto.v1 import rules_pb2 as holdfast__proto_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fholdfast_proto/v1/cluster.proto\x12\x0bholdfast.v1\x1a\x1eholdfast_proto/v1/common.proto\"b\n\x10HeartbeatRequest\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.NodeStatus\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\"\xb6\x01\n\x11HeartbeatResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12(\n\x06layout\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.LayoutH\x00\x88\x01\x01\x12\x31\n\x0everifying_keys\x18\x04 \x03(\x0b\x32\x19.holdfast.v1.VerifyingKey\x12\x12\n\ncluster_id\x18\x05 \x01(\tB\t\n\x07_layout\"2\n\x0cVerifyingKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x12\n\x10ListNodesRequest\";\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\"\x12\n\x10GetLayoutRequest\"k\n\x11GetLayoutResponse\x12$\n\x07layouts\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Layout\x12\x16\n\x0enodes_expected\x18\x02 \x01(\r\x12\x18\n\x10nodes_registered\x18\x03 \x01(\r\",\n\x11PlanLayoutRequest\x12\x17\n\x0fremove_node_ids\x18\x01 \x03(\t\"\x90\x01\n\x12PlanLayoutResponse\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.Layout\x12\x16\n\x0eprevious_epoch\x18\x02 \x01(\x04\x12\x13\n\x0bslots_moved\x18\x03 \x01(\x04\x12\x13\n\x0bslots_total\x18\x04 \x01(\x04\x12\x13\n\x0b\x65xplanation\x18\x05 \x03(\t\"E\n\x12\x41pplyLayoutRequest\x12\x16\n\x0eprevious_epoch\x18\x01 \x01(\x04\x12\x17\n\x0fremove_node_ids\x18\x02 \x03(\t\":\n\x13\x41pplyLayoutResponse\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.Layout\"\x15\n\x13WatchClusterRequest\"d\n\x14WatchClusterResponse\x12$\n\x07layouts\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Layout\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\"\"\n\rLocateRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\"z\n\x0eLocateResponse\x12\x37\n\tlocations\x18\x01 \x03(\x0b\x32$.holdfast.v1.LocateResponse.Location\x1a/\n\x08Location\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x10\n\x08node_ids\x18\x02 \x03(\t\"\x19\n\x17GetClusterStatusRequest\"\xf3\x01\n\x18GetClusterStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x14\n\x0clayout_epoch\x18\x04 \x01(\x04\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12&\n\x05nodes\x18\x06 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12\x10\n\x08vm_count\x18\x07 \x01(\x04\x12\x13\n\x0bpoint_count\x18\x08 \x01(\x04\x12\x14\n\x0cobject_count\x18\t \x01(\x04\x12\x15\n\rsession_count\x18\n \x01(\x04\x32\x90\x05\n\x0e\x43lusterService\x12J\n\tHeartbeat\x12\x1d.holdfast.v1.HeartbeatRequest\x1a\x1e.holdfast.v1.HeartbeatResponse\x12J\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\x12J\n\tGetLayout\x12\x1d.holdfast.v1.GetLayoutRequest\x1a\x1e.holdfast.v1.GetLayoutResponse\x12M\n\nPlanLayout\x12\x1e.holdfast.v1.PlanLayoutRequest\x1a\x1f.holdfast.v1.PlanLayoutResponse\x12P\n\x0b\x41pplyLayout\x12\x1f.holdfast.v1.ApplyLayoutRequest\x1a .holdfast.v1.ApplyLayoutResponse\x12U\n\x0cWatchCluster\x12 .holdfast.v1.WatchClusterRequest\x1a!.holdfast.v1.WatchClusterResponse0\x01\x12\x41\n\x06Locate\x12\x1a.holdfast.v1.LocateRequest\x1a\x1b.holdfast.v1.LocateResponse\x12_\n\x10GetClusterStatus\x12$.holdfast.v1.GetClusterStatusRequest\x1a%.holdfast.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fholdfast_proto/v1/cluster.proto\x12\x0bholdfast.v1\x1a\x1eholdfast_proto/v1/common.proto\x1a\x1dholdfast_proto/v1/rules.proto\"b\n\x10HeartbeatRequest\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.NodeStatus\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x0c\"\xb6\x01\n\x11HeartbeatResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12(\n\x06layout\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.LayoutH\x00\x88\x01\x01\x12\x31\n\x0everifying_keys\x18\x04 \x03(\x0b\x32\x19.holdfast.v1.VerifyingKey\x12\x12\n\ncluster_id\x18\x05 \x01(\tB\t\n\x07_layout\"2\n\x0cVerifyingKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x12\n\x10ListNodesRequest\";\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\"\x12\n\x10GetLayoutRequest\"k\n\x11GetLayoutResponse\x12$\n\x07layouts\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Layout\x12\x16\n\x0enodes_expected\x18\x02 \x01(\r\x12\x18\n\x10nodes_registered\x18\x03 \x01(\r\",\n\x11PlanLayoutRequest\x12\x17\n\x0fremove_node_ids\x18\x01 \x03(\t\"\x90\x01\n\x12PlanLayoutResponse\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.Layout\x12\x16\n\x0eprevious_epoch\x18\x02 \x01(\x04\x12\x13\n\x0bslots_moved\x18\x03 \x01(\x04\x12\x13\n\x0bslots_total\x18\x04 \x01(\x04\x12\x13\n\x0b\x65xplanation\x18\x05 \x03(\t\"E\n\x12\x41pplyLayoutRequest\x12\x16\n\x0eprevious_epoch\x18\x01 \x01(\x04\x12\x17\n\x0fremove_node_ids\x18\x02 \x03(\t\":\n\x13\x41pplyLayoutResponse\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.holdfast.v1.Layout\"\x15\n\x13WatchClusterRequest\"d\n\x14WatchClusterResponse\x12$\n\x07layouts\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Layout\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\"\"\n\rLocateRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\"z\n\x0eLocateResponse\x12\x37\n\tlocations\x18\x01 \x03(\x0b\x32$.holdfast.v1.LocateResponse.Location\x1a/\n\x08Location\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x10\n\x08node_ids\x18\x02 \x03(\t\"\x19\n\x17GetClusterStatusRequest\"\xf3\x01\n\x18GetClusterStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x14\n\x0clayout_epoch\x18\x04 \x01(\x04\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12&\n\x05nodes\x18\x06 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12\x10\n\x08vm_count\x18\x07 \x01(\x04\x12\x13\n\x0bpoint_count\x18\x08 \x01(\x04\x12\x14\n\x0cobject_count\x18\t \x01(\x04\x12\x15\n\rsession_count\x18\n \x01(\x04\x32\xb4\x06\n\x0e\x43lusterService\x12^\n\tHeartbeat\x12\x1d.holdfast.v1.HeartbeatRequest\x1a\x1e.holdfast.v1.HeartbeatResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.join\x12^\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.read\x12^\n\tGetLayout\x12\x1d.holdfast.v1.GetLayoutRequest\x1a\x1e.holdfast.v1.GetLayoutResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.read\x12\x62\n\nPlanLayout\x12\x1e.holdfast.v1.PlanLayoutRequest\x1a\x1f.holdfast.v1.PlanLayoutResponse\"\x13\xe2\xc7\x18\x0f\n\rcluster.admin\x12g\n\x0b\x41pplyLayout\x12\x1f.holdfast.v1.ApplyLayoutRequest\x1a .holdfast.v1.ApplyLayoutResponse\"\x15\xe2\xc7\x18\x11\n\rcluster.admin \x01\x12i\n\x0cWatchCluster\x12 .holdfast.v1.WatchClusterRequest\x1a!.holdfast.v1.WatchClusterResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.read0\x01\x12U\n\x06Locate\x12\x1a.holdfast.v1.LocateRequest\x1a\x1b.holdfast.v1.LocateResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.read\x12s\n\x10GetClusterStatus\x12$.holdfast.v1.GetClusterStatusRequest\x1a%.holdfast.v1.GetClusterStatusResponse\"\x12\xe2\xc7\x18\x0e\n\x0c\x63luster.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast_proto.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEARTBEATREQUEST']._serialized_start=80
-  _globals['_HEARTBEATREQUEST']._serialized_end=178
-  _globals['_HEARTBEATRESPONSE']._serialized_start=181
-  _globals['_HEARTBEATRESPONSE']._serialized_end=363
-  _globals['_VERIFYINGKEY']._serialized_start=365
-  _globals['_VERIFYINGKEY']._serialized_end=415
-  _globals['_LISTNODESREQUEST']._serialized_start=417
-  _globals['_LISTNODESREQUEST']._serialized_end=435
-  _globals['_LISTNODESRESPONSE']._serialized_start=437
-  _globals['_LISTNODESRESPONSE']._serialized_end=496
-  _globals['_GETLAYOUTREQUEST']._serialized_start=498
-  _globals['_GETLAYOUTREQUEST']._serialized_end=516
-  _globals['_GETLAYOUTRESPONSE']._serialized_start=518
-  _globals['_GETLAYOUTRESPONSE']._serialized_end=625
-  _globals['_PLANLAYOUTREQUEST']._serialized_start=627
-  _globals['_PLANLAYOUTREQUEST']._serialized_end=671
-  _globals['_PLANLAYOUTRESPONSE']._serialized_start=674
-  _globals['_PLANLAYOUTRESPONSE']._serialized_end=818
-  _globals['_APPLYLAYOUTREQUEST']._serialized_start=820
-  _globals['_APPLYLAYOUTREQUEST']._serialized_end=889
-  _globals['_APPLYLAYOUTRESPONSE']._serialized_start=891
-  _globals['_APPLYLAYOUTRESPONSE']._serialized_end=949
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=951
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=972
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=974
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1074
-  _globals['_LOCATEREQUEST']._serialized_start=1076
-  _globals['_LOCATEREQUEST']._serialized_end=1110
-  _globals['_LOCATERESPONSE']._serialized_start=1112
-  _globals['_LOCATERESPONSE']._serialized_end=1234
-  _globals['_LOCATERESPONSE_LOCATION']._serialized_start=1187
-  _globals['_LOCATERESPONSE_LOCATION']._serialized_end=1234
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1236
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1261
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1264
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1507
-  _globals['_CLUSTERSERVICE']._serialized_start=1510
-  _globals['_CLUSTERSERVICE']._serialized_end=2166
+  _globals['_CLUSTERSERVICE'].methods_by_name['Heartbeat']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['Heartbeat']._serialized_options = b'\342\307\030\016\n\014cluster.join'
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListNodes']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['ListNodes']._serialized_options = b'\342\307\030\016\n\014cluster.read'
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetLayout']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetLayout']._serialized_options = b'\342\307\030\016\n\014cluster.read'
+  _globals['_CLUSTERSERVICE'].methods_by_name['PlanLayout']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['PlanLayout']._serialized_options = b'\342\307\030\017\n\rcluster.admin'
+  _globals['_CLUSTERSERVICE'].methods_by_name['ApplyLayout']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['ApplyLayout']._serialized_options = b'\342\307\030\021\n\rcluster.admin \001'
+  _globals['_CLUSTERSERVICE'].methods_by_name['WatchCluster']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['WatchCluster']._serialized_options = b'\342\307\030\016\n\014cluster.read'
+  _globals['_CLUSTERSERVICE'].methods_by_name['Locate']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['Locate']._serialized_options = b'\342\307\030\016\n\014cluster.read'
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetClusterStatus']._loaded_options = None
+  _globals['_CLUSTERSERVICE'].methods_by_name['GetClusterStatus']._serialized_options = b'\342\307\030\016\n\014cluster.read'
+  _globals['_HEARTBEATREQUEST']._serialized_start=111
+  _globals['_HEARTBEATREQUEST']._serialized_end=209
+  _globals['_HEARTBEATRESPONSE']._serialized_start=212
+  _globals['_HEARTBEATRESPONSE']._serialized_end=394
+  _globals['_VERIFYINGKEY']._serialized_start=396
+  _globals['_VERIFYINGKEY']._serialized_end=446
+  _globals['_LISTNODESREQUEST']._serialized_start=448
+  _globals['_LISTNODESREQUEST']._serialized_end=466
+  _globals['_LISTNODESRESPONSE']._serialized_start=468
+  _globals['_LISTNODESRESPONSE']._serialized_end=527
+  _globals['_GETLAYOUTREQUEST']._serialized_start=529
+  _globals['_GETLAYOUTREQUEST']._serialized_end=547
+  _globals['_GETLAYOUTRESPONSE']._serialized_start=549
+  _globals['_GETLAYOUTRESPONSE']._serialized_end=656
+  _globals['_PLANLAYOUTREQUEST']._serialized_start=658
+  _globals['_PLANLAYOUTREQUEST']._serialized_end=702
+  _globals['_PLANLAYOUTRESPONSE']._serialized_start=705
+  _globals['_PLANLAYOUTRESPONSE']._serialized_end=849
+  _globals['_APPLYLAYOUTREQUEST']._serialized_start=851
+  _globals['_APPLYLAYOUTREQUEST']._serialized_end=920
+  _globals['_APPLYLAYOUTRESPONSE']._serialized_start=922
+  _globals['_APPLYLAYOUTRESPONSE']._serialized_end=980
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=982
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=1003
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=1005
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=1105
+  _globals['_LOCATEREQUEST']._serialized_start=1107
+  _globals['_LOCATEREQUEST']._serialized_end=1141
+  _globals['_LOCATERESPONSE']._serialized_start=1143
+  _globals['_LOCATERESPONSE']._serialized_end=1265
+  _globals['_LOCATERESPONSE_LOCATION']._serialized_start=1218
+  _globals['_LOCATERESPONSE_LOCATION']._serialized_end=1265
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1267
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1292
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1295
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=1538
+  _globals['_CLUSTERSERVICE']._serialized_start=1541
+  _globals['_CLUSTERSERVICE']._serialized_end=2361
 # @@protoc_insertion_point(module_scope)

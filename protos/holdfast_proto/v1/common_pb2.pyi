@@ -300,12 +300,15 @@ class Grant(_message.Message):
     CAPABILITY_EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     LAYOUT_REVISION_FIELD_NUMBER: _builtins.int
+    MAY_READ_DATA_FIELD_NUMBER: _builtins.int
     capability: _builtins.str
     """Token for the metadata key `holdfast-capability`."""
     capability_expires_unix_ms: _builtins.int
     """Unix time at which the capability ends, milliseconds."""
     layout_revision: _builtins.int
     """Revision of the layout set, compared by Commit."""
+    may_read_data: _builtins.bool
+    """Whether the capability lets nodes serve data and not the index alone; deltas need it."""
     @_builtins.property
     def layouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Layout]:
         """Living layouts, newest first."""
@@ -327,10 +330,11 @@ class Grant(_message.Message):
         capability_expires_unix_ms: _builtins.int = ...,
         keys: Global___TenantKeys | None = ...,
         layout_revision: _builtins.int = ...,
+        may_read_data: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "capability_expires_unix_ms", b"capability_expires_unix_ms", "keys", b"keys", "layout_revision", b"layout_revision", "layouts", b"layouts", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "capability_expires_unix_ms", b"capability_expires_unix_ms", "keys", b"keys", "layout_revision", b"layout_revision", "layouts", b"layouts", "may_read_data", b"may_read_data", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -272,6 +272,7 @@ class PointRecord(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    CHARGED_BYTES_FIELD_NUMBER: _builtins.int
     point_id: _builtins.str
     """Id: `snap-…` for a snapshot, `bkp-…` for a backup."""
     vm_id: _builtins.str
@@ -288,6 +289,8 @@ class PointRecord(_message.Message):
     """Set on a lineage stub: the point was forgotten and holds no content."""
     tenant: _builtins.int
     """Number of the tenant."""
+    charged_bytes: _builtins.int
+    """Bytes that the point is charged to the tenant's quota; grows when a forgotten ancestor's charge moves here."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeRecord]:
         """Volumes by name."""
@@ -309,10 +312,11 @@ class PointRecord(_message.Message):
         number: _builtins.int = ...,
         forgotten: _builtins.bool = ...,
         tenant: _builtins.int = ...,
+        charged_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "forgotten", b"forgotten", "mac", b"mac", "number", b"number", "parent_id", b"parent_id", "point_id", b"point_id", "stats", b"stats", "tenant", b"tenant", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_bytes", b"charged_bytes", "created_unix_ms", b"created_unix_ms", "forgotten", b"forgotten", "mac", b"mac", "number", b"number", "parent_id", b"parent_id", "point_id", b"point_id", "stats", b"stats", "tenant", b"tenant", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +394,7 @@ class SessionRecord(_message.Message):
     KEY_EPOCH_FIELD_NUMBER: _builtins.int
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Id of the session and of what it will make."""
     vm_id: _builtins.str
@@ -410,6 +415,8 @@ class SessionRecord(_message.Message):
     """Unix time of Begin, milliseconds."""
     lease_id: _builtins.int
     """Lease that keeps the session."""
+    principal: _builtins.str
+    """Principal that began it."""
     def __init__(
         self,
         *,
@@ -423,10 +430,11 @@ class SessionRecord(_message.Message):
         key_epoch: _builtins.int = ...,
         started_unix_ms: _builtins.int = ...,
         lease_id: _builtins.int = ...,
+        principal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_id", b"base_id", "collection_epoch", b"collection_epoch", "key_epoch", b"key_epoch", "lease_id", b"lease_id", "parent_id", b"parent_id", "pinned_roots", b"pinned_roots", "session_id", b"session_id", "started_unix_ms", b"started_unix_ms", "task_id", b"task_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_id", b"base_id", "collection_epoch", b"collection_epoch", "key_epoch", b"key_epoch", "lease_id", b"lease_id", "parent_id", b"parent_id", "pinned_roots", b"pinned_roots", "principal", b"principal", "session_id", b"session_id", "started_unix_ms", b"started_unix_ms", "task_id", b"task_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -521,22 +529,30 @@ class WrappedSecret(_message.Message):
     MASTER_FINGERPRINT_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     CIPHERTEXT_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     master_fingerprint: _builtins.bytes
     """First 8 bytes of BLAKE3 derive_key("holdfast v1 master key fingerprint") over the master key."""
     nonce: _builtins.bytes
     """24 random bytes."""
     ciphertext: _builtins.bytes
     """Ciphertext and tag of a serialised TenantKeys or a raw Ed25519 private key."""
+    created_unix_ms: _builtins.int
+    """Unix time of the wrapping of a new key, milliseconds; 0 for a cluster's first keys. Says when a signing key may be used."""
+    public_key: _builtins.bytes
+    """Public half of a signing key, 32 bytes; empty for other secrets."""
     def __init__(
         self,
         *,
         master_fingerprint: _builtins.bytes = ...,
         nonce: _builtins.bytes = ...,
         ciphertext: _builtins.bytes = ...,
+        created_unix_ms: _builtins.int = ...,
+        public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "master_fingerprint", b"master_fingerprint", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "created_unix_ms", b"created_unix_ms", "master_fingerprint", b"master_fingerprint", "nonce", b"nonce", "public_key", b"public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1027,6 +1027,40 @@ class GetStatsRequest(_message.Message):
 Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
 
 @_typing.final
+class NodeShare(_message.Message):
+    """How much of something one node keeps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Name of the node."""
+    zone: _builtins.str
+    """Its failure domain."""
+    blocks: _builtins.int
+    """Blocks that the newest layout puts there."""
+    bytes: _builtins.int
+    """Their sealed bytes."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "node_id", b"node_id", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeShare: _TypeAlias = NodeShare  # noqa: Y015
+
+@_typing.final
 class GetStatsResponse(_message.Message):
     """Sums."""
 
@@ -1041,6 +1075,8 @@ class GetStatsResponse(_message.Message):
     SHARED_BYTES_FIELD_NUMBER: _builtins.int
     CLUSTER_USED_BYTES_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    SHARE_BLOCKS_FIELD_NUMBER: _builtins.int
     vm_count: _builtins.int
     """VMs counted."""
     point_count: _builtins.int
@@ -1061,9 +1097,15 @@ class GetStatsResponse(_message.Message):
     """
     cluster_used_bytes: _builtins.int
     """Bytes that the nodes' segments occupy, all copies, whole cluster."""
+    share_blocks: _builtins.int
+    """Blocks that the shares are of, one copy counted."""
     @_builtins.property
     def transfer(self) -> _records_pb2.TransferStats:
         """Sums over the sessions."""
+
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeShare]:
+        """How the blocks spread over nodes, by name; empty where the nodes do not let the coordinator tell now."""
 
     def __init__(
         self,
@@ -1077,10 +1119,12 @@ class GetStatsResponse(_message.Message):
         shared_bytes: _builtins.int | None = ...,
         cluster_used_bytes: _builtins.int = ...,
         transfer: _records_pb2.TransferStats | None = ...,
+        shares: _abc.Iterable[Global___NodeShare] | None = ...,
+        share_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes", "_shared_bytes", b"_shared_bytes", "exclusive_bytes", b"exclusive_bytes", "shared_bytes", b"shared_bytes", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes", "_shared_bytes", b"_shared_bytes", "cluster_used_bytes", b"cluster_used_bytes", "exclusive_bytes", b"exclusive_bytes", "logical_bytes", b"logical_bytes", "object_count", b"object_count", "point_count", b"point_count", "shared_bytes", b"shared_bytes", "stored_bytes", b"stored_bytes", "transfer", b"transfer", "vm_count", b"vm_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes", "_shared_bytes", b"_shared_bytes", "cluster_used_bytes", b"cluster_used_bytes", "exclusive_bytes", b"exclusive_bytes", "logical_bytes", b"logical_bytes", "object_count", b"object_count", "point_count", b"point_count", "share_blocks", b"share_blocks", "shared_bytes", b"shared_bytes", "shares", b"shares", "stored_bytes", b"stored_bytes", "transfer", b"transfer", "vm_count", b"vm_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exclusive_bytes: _TypeAlias = _typing.Literal["exclusive_bytes"]  # noqa: Y015
     _WhichOneofArgType__exclusive_bytes: _TypeAlias = _typing.Literal["_exclusive_bytes", b"_exclusive_bytes"]  # noqa: Y015
