@@ -8,6 +8,15 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `cluster` | ClusterRecord | |
 | `signing/KEY-ID` | WrappedSecret of an Ed25519 private key | |
 | `tenant-names/NAME` | the tenant's number in decimal | |
+| `tenant-numbers` | decimal number of the newest tenant | |
+| `tenants/T` | TenantRecord; tenant 0 is the cluster's own, 1 is `default` | |
+| `access/policy` | the policy: a JSON document in UTF-8 | |
+| `access/tokens/TOKEN` | TokenRecord | |
+| `access/revoked/FINGERPRINT` | RevokedCertificate; SHA-256 of the certificate in hexadecimal | |
+| `audit/head` | AuditHead; a condition and an operation of every append | |
+| `audit/batches/FIRST` | AuditBatch; FIRST is the sequence number of its first record, in sixteen digits | |
+| `audit/segments/FIRST` | AuditSegment, whose block collection must keep | |
+| `audit/keys/KEY-ID` | WrappedSecret of an Ed25519 private key that signs heads; never deleted | |
 | `collection-epoch` | decimal; absent means 0 | |
 | `layout/head` | decimal epoch of the newest layout; its revision is the revision of the whole layout set | |
 | `layout/epochs/EPOCH` | Layout, one key a living epoch | |
@@ -15,6 +24,7 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `node/status/NODE` | NodeStatus of the last heartbeat, without `up` | |
 | `node/leases/NODE` | empty; alive while the node is up | node |
 | `t/T/keys` | WrappedSecret of TenantKeys | |
+| `t/T/usage` | Usage; absent until the first change | |
 | `t/T/vms/VM` | VmRecord | |
 | `t/T/points/VM/NUMBER` | PointRecord; NUMBER in twelve digits, so that a VM's points are one range, oldest first | |
 | `t/T/point-ids/POINT` | `VM/NUMBER` | |
@@ -35,6 +45,17 @@ _ROOT: Final = "holdfast/v1/"
 
 CLUSTER: Final = _ROOT + "cluster"
 SIGNING_PREFIX: Final = _ROOT + "signing/"
+TENANT_NUMBERS: Final = _ROOT + "tenant-numbers"
+TENANTS_PREFIX: Final = _ROOT + "tenants/"
+ACCESS_PREFIX: Final = _ROOT + "access/"
+ACCESS_POLICY: Final = ACCESS_PREFIX + "policy"
+TOKENS_PREFIX: Final = ACCESS_PREFIX + "tokens/"
+REVOKED_PREFIX: Final = ACCESS_PREFIX + "revoked/"
+AUDIT_PREFIX: Final = _ROOT + "audit/"
+AUDIT_HEAD: Final = AUDIT_PREFIX + "head"
+AUDIT_BATCHES_PREFIX: Final = AUDIT_PREFIX + "batches/"
+AUDIT_SEGMENTS_PREFIX: Final = AUDIT_PREFIX + "segments/"
+AUDIT_KEYS_PREFIX: Final = AUDIT_PREFIX + "keys/"
 COLLECTION_EPOCH: Final = _ROOT + "collection-epoch"
 LAYOUT_PREFIX: Final = _ROOT + "layout/"
 LAYOUT_HEAD: Final = LAYOUT_PREFIX + "head"
@@ -53,6 +74,36 @@ def signing_key(key_id: str) -> str:
 def tenant_name(name: str) -> str:
     """Key that maps a tenant's name to its number."""
     return f"{_ROOT}tenant-names/{name}"
+
+
+def tenant_record(tenant: int) -> str:
+    """Key of a tenant's record."""
+    return f"{TENANTS_PREFIX}{tenant:010d}"
+
+
+def token(token_id: str) -> str:
+    """Key of an API token's record."""
+    return TOKENS_PREFIX + token_id
+
+
+def revoked(fingerprint: bytes) -> str:
+    """Key that marks a certificate as refused; `fingerprint` is the SHA-256 of its DER form."""
+    return REVOKED_PREFIX + fingerprint.hex()
+
+
+def audit_batch(first: int) -> str:
+    """Key of the batch whose first record has this sequence number."""
+    return f"{AUDIT_BATCHES_PREFIX}{first:016d}"
+
+
+def audit_segment(first: int) -> str:
+    """Key of the sealed segment whose first record has this sequence number."""
+    return f"{AUDIT_SEGMENTS_PREFIX}{first:016d}"
+
+
+def audit_key(key_id: str) -> str:
+    """Key of a wrapped key that signs heads of the log."""
+    return AUDIT_KEYS_PREFIX + key_id
 
 
 def layout_epoch(epoch: int) -> str:
@@ -83,6 +134,7 @@ class TenantKeyspace:
         self.tenant: Final = tenant
         root = f"{_ROOT}t/{tenant:010d}/"
         self.keys: Final = root + "keys"
+        self.usage: Final = root + "usage"
         self.vms_prefix: Final = root + "vms/"
         self.points_prefix: Final = root + "points/"
         self.point_ids_prefix: Final = root + "point-ids/"

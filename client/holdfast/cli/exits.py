@@ -39,6 +39,8 @@ EXIT_BY_CODE: Final = MappingProxyType(
         ErrorCode.CORRUPT: DAMAGED,
         ErrorCode.MISSING: DAMAGED,
         ErrorCode.NOT_DURABLE: DAMAGED,
+        ErrorCode.QUOTA_EXCEEDED: REFUSED,
+        ErrorCode.UNAUTHENTICATED: NO_ACCESS,
         ErrorCode.DENIED: NO_ACCESS,
         ErrorCode.KEY_MISMATCH: NO_ACCESS,
         ErrorCode.SOURCE_UNREADABLE: FAILED,

@@ -49,10 +49,31 @@ ERROR_BLOCK_IDS_MAX: Final = 1024
 SESSION_TTL_S: Final = 30.0
 NODE_LEASE_TTL_S: Final = 10.0
 HEARTBEAT_INTERVAL_S: Final = 2.0
-CAPABILITY_TTL_S: Final = 3600.0
+# A principal that loses its rights keeps its access to nodes for as long as this at most.
+CAPABILITY_TTL_S: Final = 900.0
 CLOCK_TOLERANCE_S: Final = 120.0
 RPC_TIMEOUT_S: Final = 30.0
 REPLICA_SETTLE_S: Final = 10.0
+
+# A new key signs capabilities only after all nodes have had time to learn it.
+SIGNING_KEY_SPREAD_S: Final = 30.0
+TOKEN_TTL_S_MAX: Final = 366 * 86_400
+TOKEN_TTL_S_DEFAULT: Final = 90 * 86_400
+
+# Access and tenants.
+POLICY_BYTES_MAX: Final = 512 * KIB
+POLICY_ROLES_MAX: Final = 1000
+POLICY_BINDINGS_MAX: Final = 10_000
+ACCESS_TEXT_CHARS_MAX: Final = 256
+TENANTS_MAX: Final = 10_000
+
+# Audit log. A transaction of the metadata store takes 128 operations; the rest is for the log's own and usage.
+AUDIT_BATCH_RECORDS_MAX: Final = 256
+AUDIT_BATCH_OPERATIONS_MAX: Final = 100
+AUDIT_BATCH_BYTES_MAX: Final = 512 * KIB
+AUDIT_SEGMENT_RECORDS: Final = 4096
+AUDIT_UNSEALED_RECORDS_MIN: Final = 4096
+AUDIT_LIST_MAX: Final = 1000
 
 # Metadata store. etcd's own defaults (128 operations, 1.5 MiB a request) are the bound of both engines.
 METADATA_KEY_BYTES_MAX: Final = 1 * KIB

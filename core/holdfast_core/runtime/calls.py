@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any, Final, TypeAlias, TypeVar
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,13 +34,29 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _QUIET_METHODS: Final = frozenset({"Check", "Watch", "Heartbeat", "KeepAlive", "ServerReflectionInfo"})
 
 
+# Services of gRPC itself (health, reflection): they tell nothing of anybody's state and ask for no credential.
+_OPEN_PACKAGE: Final = "/grpc."
+
+
+class Guard(Protocol):
+    """Decides before a handler runs whether the call may be made, and after it whether its answer may leave."""
+
+    def enter(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
+        """Return the context that a call of `method` (/package.Service/Method) is served in.
+
+        Entering or leaving it raises HoldfastError where the call or its answer is refused.
+        """
+        ...
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers, and knows which calls are in flight.
 
     Endless calls (watches) are told apart: they do not end by themselves, so a drain ends them after the others.
     """
 
-    def __init__(self, *, metrics: CallMetrics, log: Log, clock: Clock) -> None:
+    def __init__(self, *, metrics: CallMetrics, log: Log, clock: Clock, guard: Guard | None = None) -> None:
+        self._guard = guard
         self._metrics = metrics
         self._log = log
         self._clock = clock
@@ -90,7 +106,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             one: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
             async def answer(request: Any, context: Context) -> Any:
-                return await self._run(method, context, one(request, context))
+                return await self._run(method, context, lambda: one(request, context))
 
             if handler.request_streaming:
                 return grpc.stream_unary_rpc_method_handler(answer, **serializers)
@@ -100,15 +116,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         generates = inspect.isasyncgenfunction(many)
 
         async def stream(request: Any, context: Context) -> None:
-            responses = many(request, context)
-            await self._run(method, context, _send_all(responses, context) if generates else responses)
+            def work() -> Awaitable[None]:
+                responses = many(request, context)
+                return _send_all(responses, context) if generates else responses
+
+            await self._run(method, context, work)
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(stream, **serializers)
         return grpc.unary_stream_rpc_method_handler(stream, **serializers)
 
-    async def _run(self, method: str, context: Context, work: Awaitable[Answer]) -> Answer:
-        """Await a call's work; turn its errors into statuses; count and log its end, whatever it is."""
+    async def _run(self, method: str, context: Context, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Let a call in and do its work; turn its errors into statuses; count and log its end, whatever it is."""
         request_id = enter_request(_received_id(context))
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         started_s = self._clock.monotonic_s()
@@ -116,7 +135,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         endless = method in self._endless_methods
         self._enter(endless)
         try:
-            answer = await work
+            async with self._let_in(method, context):
+                answer = await work()
             status = "OK"
             return answer
         except HoldfastError as error:
@@ -143,6 +163,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             seconds = self._clock.monotonic_s() - started_s
             self._metrics.end(method, status=status, seconds=seconds)
             self._log_end(method, status, seconds, context)
+
+    def _let_in(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
+        if self._guard is None or method.startswith(_OPEN_PACKAGE):
+            return nullcontext()
+        return self._guard.enter(method, context)
 
     def _enter(self, endless: bool) -> None:
         self._metrics.begin()

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import RPC_TIMEOUT_S
 from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.requests import request_metadata
 from holdfast_core.runtime.status import error_from_rpc, reaches_peer
@@ -31,8 +32,17 @@ class Endpoints:
         addresses: HOST:PORT of each, in the order given.
     """
 
-    def __init__(self, addresses: Sequence[str], *, tls: TlsFiles | None = None, what: str = "coordinator") -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        tls: TlsFiles | None = None,
+        what: str = "coordinator",
+        credential: Credential | None = None,
+    ) -> None:
         """Open a channel to each address; nothing connects yet. `what` names the peers in messages.
+
+        `credential` goes with every call; without one the caller is known by its certificate alone.
 
         Raises:
             HoldfastError: INVALID_ARGUMENT if there is no address or one may not be used (see `open_channel`).
@@ -41,6 +51,7 @@ class Endpoints:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"no {what} address was given; write HOST:PORT[,HOST:PORT]")
         self.addresses = tuple(dict.fromkeys(addresses))
         self._what = what
+        self._credential = credential
         self._channels = [open_channel(address, tls=tls) for address in self.addresses]
         self._good = 0
 
@@ -58,7 +69,7 @@ class Endpoints:
         Raises:
             HoldfastError: what the coordinator answered; UNREACHABLE if none of them answered.
         """
-        metadata = request_metadata()
+        metadata = self.metadata()
         failures: list[HoldfastError] = []
         start = self._good
         for step in range(len(self._channels)):
@@ -75,6 +86,14 @@ class Endpoints:
                 self._good = at
                 return response
         raise self._none_answered(failures)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes with a call: the request's id and the credential; streams send it themselves.
+
+        Raises:
+            HoldfastError: UNAUTHENTICATED if the credential's file cannot be read.
+        """
+        return (*request_metadata(), *(self._credential.metadata() if self._credential is not None else ()))
 
     def channel(self) -> grpc.aio.Channel:
         """Return the channel of the coordinator that answered last, for streams; a failed stream calls `advance`."""

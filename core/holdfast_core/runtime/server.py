@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.calls import CallInterceptor
+from holdfast_core.runtime.calls import CallInterceptor, Guard
 from holdfast_core.runtime.channels import SERVER_OPTIONS, check_bind, server_credentials
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.health import HealthService
@@ -46,6 +46,7 @@ class ServiceHost:
         metrics_bind: str | None = None,
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """Prepare a server called `name` (for its log) on `bind`, HOST:PORT with port 0 for a free one, or unix:PATH.
 
@@ -60,7 +61,10 @@ class ServiceHost:
         self._metrics_page: MetricsPage | None = None
         self._log = get_log(name)
         self._calls = CallInterceptor(
-            metrics=CallMetrics(self.registry), log=self._log, clock=clock if clock is not None else SystemClock()
+            metrics=CallMetrics(self.registry),
+            log=self._log,
+            clock=clock if clock is not None else SystemClock(),
+            guard=guard,
         )
         self._server = grpc.aio.server(interceptors=(self._calls,), options=SERVER_OPTIONS)
         self._names: list[str] = []

@@ -52,7 +52,9 @@ STATUS_BY_CODE: Final = MappingProxyType(
         ErrorCode.NO_QUORUM: _Status.UNAVAILABLE,
         ErrorCode.NOT_READY: _Status.UNAVAILABLE,
         ErrorCode.DISK_FULL: _Status.RESOURCE_EXHAUSTED,
+        ErrorCode.UNAUTHENTICATED: _Status.UNAUTHENTICATED,
         ErrorCode.DENIED: _Status.PERMISSION_DENIED,
+        ErrorCode.QUOTA_EXCEEDED: _Status.RESOURCE_EXHAUSTED,
         ErrorCode.LIMIT_EXCEEDED: _Status.RESOURCE_EXHAUSTED,
         ErrorCode.KEY_MISMATCH: _Status.FAILED_PRECONDITION,
         ErrorCode.CANCELLED: _Status.CANCELLED,
@@ -79,7 +81,7 @@ _CODE_BY_STATUS: Final = MappingProxyType(
         _Status.INTERNAL: ErrorCode.INTERNAL,
         _Status.UNAVAILABLE: ErrorCode.UNREACHABLE,
         _Status.DATA_LOSS: ErrorCode.CORRUPT,
-        _Status.UNAUTHENTICATED: ErrorCode.DENIED,
+        _Status.UNAUTHENTICATED: ErrorCode.UNAUTHENTICATED,
     }
 )
 

@@ -1,0 +1,1 @@
+"""Who calls and what they may do: identities, policy, the guard before every handler, and the service for both."""

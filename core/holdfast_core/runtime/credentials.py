@@ -1,0 +1,174 @@
+"""What a caller shows to a coordinator: an API token and the tenant it means; and where it is found (ADR 0077).
+
+A token is `hft_`, 16 hexadecimal digits that name it, `_`, and 52 characters of base 32 that hold 32 secret bytes.
+It is sent as `authorization: Bearer TEXT`. It is a secret: it is never in a repr, a log or an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.names import check_name
+from holdfast_core.runtime.options import UNIX_SCHEME, is_loopback
+
+AUTHORIZATION_KEY: Final = "authorization"
+TENANT_KEY: Final = "holdfast-tenant"
+TOKEN_VARIABLE: Final = "HOLDFAST_TOKEN"
+TOKEN_FILE_VARIABLE: Final = "HOLDFAST_TOKEN_FILE"
+TENANT_VARIABLE: Final = "HOLDFAST_TENANT"
+HOME_VARIABLE: Final = "HOLDFAST_HOME"
+
+TOKEN_SECRET_BYTES: Final = 32
+_TOKEN_ID_BYTES: Final = 8
+_PREFIX: Final = "hft_"
+_TOKEN = re.compile(r"hft_([0-9a-f]{16})_([A-Z2-7]{52})\Z", re.ASCII)
+_PADDING: Final = "===="
+
+_Stamp = tuple[int, int, int]
+
+
+def new_token(random_bytes: Callable[[int], bytes], token_id: str | None = None) -> str:
+    """Return the text of a fresh token; `token_id` is drawn too unless it is given."""
+    identity = random_bytes(_TOKEN_ID_BYTES).hex() if token_id is None else token_id
+    secret = base64.b32encode(random_bytes(TOKEN_SECRET_BYTES)).decode("ascii").rstrip("=")
+    return f"{_PREFIX}{identity}_{secret}"
+
+
+def parse_token(text: str) -> tuple[str, bytes]:
+    """Return a token's id and its 32 secret bytes.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT if it has another form; the text itself is not repeated.
+    """
+    match = _TOKEN.match(text)
+    if match is None:
+        raise _malformed("it is not hft_, 16 hexadecimal digits, _ and 52 characters of base 32")
+    try:
+        secret = base64.b32decode(match.group(2) + _PADDING)
+    except binascii.Error:
+        raise _malformed("its secret is no base 32") from None
+    return match.group(1), secret
+
+
+def _malformed(why: str) -> HoldfastError:
+    return HoldfastError(ErrorCode.INVALID_ARGUMENT, f"this is no API token: {why}")
+
+
+@dataclass(slots=True)
+class Credential:
+    """What goes with each call to a coordinator. A file is read again when it has changed.
+
+    Attributes:
+        tenant: name of the tenant that calls mean; empty lets the coordinator choose the only one there is.
+    """
+
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+    tenant: str = ""
+    _stamp: _Stamp | None = field(default=None, repr=False)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata to send with a call.
+
+        Raises:
+            HoldfastError: UNAUTHENTICATED if the token's file was named and cannot be read or holds no token.
+        """
+        self._read_again()
+        authorization = ((AUTHORIZATION_KEY, f"Bearer {self.token}"),) if self.token else ()
+        return (*authorization, (TENANT_KEY, self.tenant)) if self.tenant else authorization
+
+    def _read_again(self) -> None:
+        if self.token_file is None:
+            return
+        try:
+            status = self.token_file.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp == self._stamp:
+                return
+            text = self.token_file.read_text(encoding="ascii", errors="replace").strip()
+        except OSError as error:
+            raise HoldfastError(
+                ErrorCode.UNAUTHENTICATED, f"the token file {self.token_file} cannot be read: {error.strerror}"
+            ) from error
+        try:
+            parse_token(text)
+        except HoldfastError as error:
+            raise HoldfastError(
+                ErrorCode.UNAUTHENTICATED, f"the file {self.token_file} holds no token: {error.message}"
+            ) from None
+        self.token, self._stamp = text, stamp
+
+
+def find_credential(
+    addresses: Sequence[str],
+    *,
+    token: str | None = None,
+    token_file: Path | None = None,
+    tenant: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Credential:
+    """Return the credential for the coordinators at `addresses`.
+
+    A token that was given wins, then a file that was given, then HOLDFAST_TOKEN, then HOLDFAST_TOKEN_FILE, and for a
+    coordinator on this machine the file that `holdfast up` keeps in the user's home. None of them: no token is sent.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT for a malformed token or tenant.
+    """
+    name = tenant if tenant is not None else environment.get(TENANT_VARIABLE, "")
+    if name:
+        check_name(name, "tenant name")
+    if token is None and token_file is None:
+        token = environment.get(TOKEN_VARIABLE) or None
+    if token is not None:
+        parse_token(token)
+        return Credential(token=token, tenant=name)
+    if token_file is None:
+        named = environment.get(TOKEN_FILE_VARIABLE)
+        token_file = Path(named) if named else _file_at_home(addresses, environment)
+    return Credential(token_file=token_file, tenant=name)
+
+
+def home_token_file(address: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where `holdfast up` keeps the admin's token for its coordinator at HOST:PORT."""
+    named = environment.get(HOME_VARIABLE)
+    home = Path(named) if named else Path.home() / ".holdfast"
+    return home / "tokens" / address
+
+
+def _file_at_home(addresses: Sequence[str], environment: Mapping[str, str]) -> Path | None:
+    for address in addresses:
+        if address.startswith(UNIX_SCHEME) or not is_loopback(address):
+            continue
+        path = home_token_file(address, environment)
+        if path.is_file():
+            return path
+    return None
+
+
+def write_token(path: Path, text: str) -> None:
+    """Write a token's text to a file that its owner alone can read; an older file is replaced in one step.
+
+    Raises:
+        OSError: it cannot be written; an older file is still whole.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(f"{text}\n")
+        aside.replace(path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        raise
