@@ -1,12 +1,13 @@
 """Making a cluster, or opening the one that the metadata store holds.
 
 Everything that is fixed for the life of a cluster is written by one transaction that holds only while there is no
-cluster: of any number of coordinators that start at once, one makes it and all open the same.
+cluster: of any number of coordinators that start at once, one makes it and all open the same. What an older version
+did not write yet is added in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,22 +15,28 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from holdfast_coordinator import keyspace
-from holdfast_coordinator.records import Stored, parse, parse_number
+from holdfast_coordinator.keys.chain import audit_purpose, signing_purpose, tenant_purpose
+from holdfast_coordinator.keys.master import MasterKeys
+from holdfast_coordinator.records import parse, parse_number
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, attempt, contention
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.keys import TenantSecrets, generate_secrets, unwrap_secret, wrap_secret
+from holdfast_core.model.keys import generate_secrets
 from holdfast_core.model.limits import NODES_MAX, PARTITIONS_DEFAULT, PARTITIONS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX
-from holdfast_core.runtime.metadata.store import Absent, MetadataStore, Put
-from holdfast_proto.v1.cluster_pb2 import VerifyingKey
-from holdfast_proto.v1.common_pb2 import TenantKeys
+from holdfast_core.model.xaes import KEY_BYTES
+from holdfast_core.runtime.metadata.store import Absent, KeyValue, MetadataStore, Put
 from holdfast_proto.v1.records_pb2 import ClusterRecord, WrappedSecret
+from holdfast_proto.v1.tenants_pb2 import Quota, TenantRecord
 
 DEFAULT_TENANT_NAME: Final = "default"
 DEFAULT_TENANT: Final = 1
+# The cluster's own: old segments of its audit log are sealed with its keys. No caller can name it.
+SYSTEM_TENANT: Final = 0
 METADATA_VERSION: Final = 1
 # A layout is one value of the metadata store (1 MiB at most); the rest is for the names of its nodes.
 OWNER_SLOTS_MAX: Final = 384 * 1024
 
 RandomBytes = Callable[[int], bytes]
+_Items = Mapping[str, KeyValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +56,23 @@ class ClusterOptions:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What never changes while a coordinator runs. Holds secrets, so its repr shows none of them."""
+    """What never changes while a cluster lives."""
 
     record: ClusterRecord
-    signing_key_id: str
-    signing_key: bytes
-    verifying_keys: tuple[VerifyingKey, ...]
-    secrets: TenantSecrets
 
     @property
     def nodes_needed(self) -> int:
         """Nodes that must register before the first layout forms: never fewer than there are replicas."""
         return max(self.record.nodes_expected, self.record.replicas)
 
-    def __repr__(self) -> str:
-        """Name the cluster alone."""
-        return f"Cluster({self.record.cluster_id})"
-
 
 async def open_cluster(
-    store: MetadataStore, *, master_key: bytes, options: ClusterOptions, random_bytes: RandomBytes
+    store: MetadataStore,
+    *,
+    master: MasterKeys,
+    options: ClusterOptions,
+    random_bytes: RandomBytes,
+    now_unix_ms: int,
 ) -> Cluster:
     """Open the store's cluster; make it first if there is none.
 
@@ -76,52 +80,95 @@ async def open_cluster(
         HoldfastError: KEY_MISMATCH if the cluster was made under another master key, with both fingerprints;
             INVALID_ARGUMENT if the options contradict the cluster or themselves; UNREACHABLE as the store.
     """
-    cluster = await _read(store, master_key)
-    if cluster is None:
-        await _make(store, master_key, options, random_bytes)
-        cluster = await _read(store, master_key)
-    if cluster is None:
-        raise HoldfastError(ErrorCode.CONFLICT, "the cluster vanished from the metadata store while it was made")
-    _check_fits(cluster.record, options)
-    return cluster
-
-
-async def _read(store: MetadataStore, master_key: bytes) -> Cluster | None:
-    space = keyspace.TenantKeyspace(DEFAULT_TENANT)
     name_key = keyspace.tenant_name(DEFAULT_TENANT_NAME)
-    snapshot = await store.snapshot([keyspace.CLUSTER, keyspace.SIGNING_PREFIX, name_key, space.keys])
-    items = {item.key: item for item in snapshot.items}
-    if keyspace.CLUSTER not in items:
-        return None
+    keys = (_tenant_keys(DEFAULT_TENANT), _tenant_keys(SYSTEM_TENANT))
+    prefixes = [keyspace.CLUSTER, keyspace.SIGNING_PREFIX, keyspace.AUDIT_KEYS_PREFIX, name_key, *keys]
+    prefixes += [keyspace.tenant_record(DEFAULT_TENANT), keyspace.tenant_record(SYSTEM_TENANT)]
+    for _ in range(ATTEMPTS_MAX):
+        items = {item.key: item for item in (await store.snapshot(prefixes)).items}
+        maker = _Maker(items, master, random_bytes, now_unix_ms)
+        if keyspace.CLUSTER in items:
+            await _check_whole(items, master)
+        else:
+            await maker.make_cluster(options)
+        await maker.complete()
+        if not maker.puts:
+            record = parse(items[keyspace.CLUSTER], ClusterRecord).message
+            _check_fits(record, options)
+            return Cluster(record)
+        await attempt(store, [Absent(put.key) for put in maker.puts], maker.puts)
+    raise contention("the making of the cluster")
+
+
+class _Maker:
+    """Collects what is to be written."""
+
+    def __init__(self, items: _Items, master: MasterKeys, random_bytes: RandomBytes, now_unix_ms: int) -> None:
+        self.puts: list[Put] = []
+        self._items = items
+        self._master = master
+        self._random_bytes = random_bytes
+        self._now_unix_ms = now_unix_ms
+
+    async def make_cluster(self, options: ClusterOptions) -> None:
+        """Add what makes a new cluster."""
+        self.puts.append(Put(keyspace.CLUSTER, _new_record(options, self._random_bytes).SerializeToString()))
+        await self._add_signing_key(keyspace.SIGNING_PREFIX, signing_purpose)
+        self.puts.append(Put(keyspace.tenant_name(DEFAULT_TENANT_NAME), str(DEFAULT_TENANT).encode()))
+        await self._add_tenant_keys(DEFAULT_TENANT)
+
+    async def complete(self) -> None:
+        """Add what every cluster has and this one lacks."""
+        if not any(key.startswith(keyspace.AUDIT_KEYS_PREFIX) for key in self._items):
+            await self._add_signing_key(keyspace.AUDIT_KEYS_PREFIX, audit_purpose)
+        if _tenant_keys(SYSTEM_TENANT) not in self._items:
+            await self._add_tenant_keys(SYSTEM_TENANT)
+        for tenant, name in ((SYSTEM_TENANT, ""), (DEFAULT_TENANT, DEFAULT_TENANT_NAME)):
+            key = keyspace.tenant_record(tenant)
+            if key not in self._items:
+                record = TenantRecord(tenant=tenant, name=name, quota=Quota(), created_unix_ms=self._now_unix_ms)
+                self.puts.append(Put(key, record.SerializeToString()))
+
+    async def _add_signing_key(self, prefix: str, purpose: Callable[[str], str]) -> None:
+        private = self._random_bytes(KEY_BYTES)
+        public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+        key_id = blake3(public).hexdigest(length=8)
+        wrapped = await self._master.wrap(private, purpose(key_id))
+        wrapped.public_key = public
+        self.puts.append(Put(prefix + key_id, wrapped.SerializeToString()))
+
+    async def _add_tenant_keys(self, tenant: int) -> None:
+        secrets = generate_secrets(tenant, self._random_bytes).to_message().SerializeToString()
+        wrapped = await self._master.wrap(secrets, tenant_purpose(tenant))
+        self.puts.append(Put(_tenant_keys(tenant), wrapped.SerializeToString()))
+
+
+async def _check_whole(items: _Items, master: MasterKeys) -> None:
+    """Check that what a cluster cannot do without is there and opens under the master key."""
     record = parse(items[keyspace.CLUSTER], ClusterRecord).message
     if record.version != METADATA_VERSION:
         raise HoldfastError(
             ErrorCode.INVALID_ARGUMENT,
             f"the metadata store has version {record.version}; this coordinator knows version {METADATA_VERSION}",
         )
-    if parse_number(items.get(name_key)) != DEFAULT_TENANT or space.keys not in items:
+    name_key = keyspace.tenant_name(DEFAULT_TENANT_NAME)
+    if parse_number(items.get(name_key)) != DEFAULT_TENANT or _tenant_keys(DEFAULT_TENANT) not in items:
         raise HoldfastError(ErrorCode.INTERNAL, "the metadata store holds a cluster without its tenant")
-    signing = [parse(item, WrappedSecret) for key, item in items.items() if key.startswith(keyspace.SIGNING_PREFIX)]
+    signing = [item for key, item in items.items() if key.startswith(keyspace.SIGNING_PREFIX)]
     if not signing:
         raise HoldfastError(ErrorCode.INTERNAL, "the metadata store holds a cluster without a signing key")
-    private_keys = {_key_id(item): unwrap_secret(master_key, item.message, _signing(_key_id(item))) for item in signing}
-    tenant_keys = TenantKeys()
-    tenant_keys.ParseFromString(
-        unwrap_secret(master_key, parse(items[space.keys], WrappedSecret).message, _tenant(DEFAULT_TENANT))
-    )
-    newest = _key_id(max(signing, key=lambda item: item.create_revision))
-    return Cluster(
-        record=record,
-        signing_key_id=newest,
-        signing_key=private_keys[newest],
-        verifying_keys=tuple(
-            VerifyingKey(key_id=key_id, public_key=_public_key(private)) for key_id, private in private_keys.items()
-        ),
-        secrets=TenantSecrets.from_message(tenant_keys),
-    )
+    for item in signing:
+        key_id = item.key.removeprefix(keyspace.SIGNING_PREFIX)
+        await master.unwrap(parse(item, WrappedSecret).message, signing_purpose(key_id))
+    wrapped = parse(items[_tenant_keys(DEFAULT_TENANT)], WrappedSecret).message
+    await master.unwrap(wrapped, tenant_purpose(DEFAULT_TENANT))
 
 
-async def _make(store: MetadataStore, master_key: bytes, options: ClusterOptions, random_bytes: RandomBytes) -> None:
+def _tenant_keys(tenant: int) -> str:
+    return keyspace.TenantKeyspace(tenant).keys
+
+
+def _new_record(options: ClusterOptions, random_bytes: RandomBytes) -> ClusterRecord:
     replicas = REPLICAS_DEFAULT if options.replicas is None else options.replicas
     record = ClusterRecord(
         cluster_id=random_bytes(16).hex(),
@@ -139,22 +186,7 @@ async def _make(store: MetadataStore, master_key: bytes, options: ClusterOptions
             f"{record.partitions} partitions of {record.replicas} replicas are too many for one layout; "
             f"their product may be {OWNER_SLOTS_MAX} at most",
         )
-    signing_key = random_bytes(32)
-    key_id = blake3(_public_key(signing_key)).hexdigest(length=8)
-    secrets = generate_secrets(DEFAULT_TENANT, random_bytes)
-    wrapped_signing_key = wrap_secret(master_key, signing_key, _signing(key_id), random_bytes(24))
-    wrapped_secrets = wrap_secret(
-        master_key, secrets.to_message().SerializeToString(), _tenant(DEFAULT_TENANT), random_bytes(24)
-    )
-    await store.txn(
-        [Absent(keyspace.CLUSTER)],
-        [
-            Put(keyspace.CLUSTER, record.SerializeToString()),
-            Put(keyspace.signing_key(key_id), wrapped_signing_key.SerializeToString()),
-            Put(keyspace.tenant_name(DEFAULT_TENANT_NAME), str(DEFAULT_TENANT).encode()),
-            Put(keyspace.TenantKeyspace(DEFAULT_TENANT).keys, wrapped_secrets.SerializeToString()),
-        ],
-    )
+    return record
 
 
 def _check_fits(record: ClusterRecord, options: ClusterOptions) -> None:
@@ -183,21 +215,3 @@ def _checked_partitions(partitions: int) -> int:
             f"{partitions} is not a number of partitions; a power of two up to {PARTITIONS_MAX} is",
         )
     return partitions
-
-
-def _public_key(private_key: bytes) -> bytes:
-    return Ed25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
-
-
-def _key_id(item: Stored[WrappedSecret]) -> str:
-    return item.key.removeprefix(keyspace.SIGNING_PREFIX)
-
-
-def _signing(key_id: str) -> str:
-    """Purpose under which a signing key is wrapped: a wrapped secret opens only as what it is."""
-    return f"signing/{key_id}"
-
-
-def _tenant(tenant: int) -> str:
-    """Purpose under which a tenant's secrets are wrapped."""
-    return f"tenant/{tenant}"

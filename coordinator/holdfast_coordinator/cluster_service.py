@@ -8,7 +8,9 @@ from typing import Any, Final, TypeAlias
 import grpc.aio
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.access.call import current_call
 from holdfast_coordinator.bootstrap import Cluster
+from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.layouts import Layouts, partitions_without_quorum, waiting_for_nodes
 from holdfast_coordinator.membership import Membership
 from holdfast_coordinator.records import count, each, parse
@@ -33,6 +35,7 @@ class ClusterService(ClusterServiceServicer):
         self,
         store: MetadataStore,
         cluster: Cluster,
+        chain: KeyChain,
         view: ClusterView,
         membership: Membership,
         layouts: Layouts,
@@ -42,6 +45,7 @@ class ClusterService(ClusterServiceServicer):
         """Bind to the logic."""
         self._store = store
         self._cluster = cluster
+        self._chain = chain
         self._view = view
         self._membership = membership
         self._layouts = layouts
@@ -58,7 +62,7 @@ class ClusterService(ClusterServiceServicer):
             lease_id=lease_id,
             interval_ms=self._interval_ms,
             layout=messages[0] if messages else None,
-            verifying_keys=self._cluster.verifying_keys,
+            verifying_keys=self._chain.verifying_keys(),
             cluster_id=self._cluster.record.cluster_id,
         )
 
@@ -127,7 +131,7 @@ class ClusterService(ClusterServiceServicer):
         state = await self._view.fresh()
         newest = state.layout_set.newest
         sentence = self._sentence(state)
-        space = keyspace.TenantKeyspace(self._cluster.secrets.tenant)
+        space = current_call().of.space
         return pb.GetClusterStatusResponse(
             cluster_id=self._cluster.record.cluster_id,
             state=sentence,

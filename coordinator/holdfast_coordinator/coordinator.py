@@ -13,19 +13,26 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.access.guard import OpenGuard
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
+from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.layouts import Layouts
 from holdfast_coordinator.membership import Membership
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.records import count
 from holdfast_coordinator.state_service import StateService
-from holdfast_coordinator.tenant import open_tenant
+from holdfast_coordinator.tenant import Tenant, open_tenant
+from holdfast_coordinator.tenants import Tenants
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.keys import TenantSecrets
 from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S, NODE_LEASE_TTL_S, SESSION_TTL_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.calls import Guard
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.metadata.store import MetadataStore
@@ -35,6 +42,7 @@ from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
+from holdfast_proto.v1.tenants_pb2 import TenantRecord
 
 _COUNTING_INTERVAL_S: Final = 10.0
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
@@ -64,6 +72,17 @@ class CoordinatorSettings:
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What all services of one coordinator work with."""
+
+    cluster: Cluster
+    chain: KeyChain
+    ledger: Ledger
+    tenants: Tenants
+    guard: Guard
+
+
 class Coordinator:
     """One coordinator over an open metadata store, which stays its owner's to close. Started once, stopped once."""
 
@@ -71,7 +90,7 @@ class Coordinator:
         self,
         store: MetadataStore,
         *,
-        master_key: bytes,
+        master: MasterKeys,
         settings: CoordinatorSettings,
         random_bytes: RandomBytes,
         clock: Clock | None = None,
@@ -79,7 +98,7 @@ class Coordinator:
     ) -> None:
         """Take what it works with; `start` does the work."""
         self._store = store
-        self._master_key = master_key
+        self._master = master
         self._settings = settings
         self._random_bytes = random_bytes
         self._clock: Clock = clock or SystemClock()
@@ -88,6 +107,7 @@ class Coordinator:
         self._view = ClusterView(store)
         self._pool = NodePool(tls=settings.tls, clock=self._clock)
         self._host: ServiceHost | None = None
+        self._parts: _Parts | None = None
         self._background: asyncio.Task[None] | None = None
 
     @property
@@ -105,8 +125,13 @@ class Coordinator:
         """
         settings = self._settings
         cluster = await open_cluster(
-            self._store, master_key=self._master_key, options=settings.options, random_bytes=self._random_bytes
+            self._store,
+            master=self._master,
+            options=settings.options,
+            random_bytes=self._random_bytes,
+            now_unix_ms=self._clock.now_unix_ms(),
         )
+        parts = await self._make_parts(cluster)
         host = ServiceHost(
             "coordinator",
             bind=settings.bind,
@@ -114,11 +139,13 @@ class Coordinator:
             metrics_bind=settings.metrics_bind,
             registry=self._registry,
             clock=self._clock,
+            guard=parts.guard,
         )
         await self._view.fresh()
-        self._add_services(host, cluster)
+        self._add_services(host, parts)
         self._host = host
-        self._background = asyncio.create_task(self._follow(cluster), name="coordinator-background")
+        self._parts = parts
+        self._background = asyncio.create_task(self._follow(parts), name="coordinator-background")
         return host
 
     async def start(self) -> str:
@@ -148,6 +175,8 @@ class Coordinator:
         if background is not None:
             background.cancel()
             await asyncio.wait([background])
+        if self._parts is not None:
+            await self._parts.ledger.close()
         await self._pool.close()
         if background is not None and not background.cancelled() and (failure := background.exception()):
             raise failure
@@ -160,41 +189,64 @@ class Coordinator:
                 return failure
         return HoldfastError(ErrorCode.INTERNAL, "the coordinator lost its watch on the metadata store")
 
-    def _add_services(self, host: ServiceHost, cluster: Cluster) -> None:
+    async def _make_parts(self, cluster: Cluster) -> _Parts:
+        chain = KeyChain(self._store, self._master, cluster.record.cluster_id, self._clock)
+        await chain.fresh()
+        ledger = self._make_ledger(chain)
+
+        def opened(record: TenantRecord, secrets: TenantSecrets) -> Tenant:
+            return open_tenant(
+                self._store,
+                record,
+                secrets,
+                chain,
+                ledger,
+                self._view,
+                self._pool,
+                clock=self._clock,
+                metrics=self._metrics,
+                session_ttl_s=self._settings.session_ttl_s,
+            )
+
+        tenants = Tenants(self._store, chain, opened)
+        await tenants.fresh()
+        return _Parts(cluster, chain, ledger, tenants, self._make_guard(tenants))
+
+    def _make_ledger(self, chain: KeyChain) -> Ledger:
+        return Ledger(self._store)
+
+    def _make_guard(self, tenants: Tenants) -> Guard:
+        return OpenGuard(tenants, self._random_bytes)
+
+    def _add_services(self, host: ServiceHost, parts: _Parts) -> None:
         settings = self._settings
-        tenant = open_tenant(
-            self._store,
-            cluster,
-            self._view,
-            self._pool,
-            clock=self._clock,
-            metrics=self._metrics,
-            session_ttl_s=settings.session_ttl_s,
-        )
         host.add(
             add_StateServiceServicer_to_server,
-            StateService(cluster, tenant, self._view, metrics=self._metrics, encrypted=settings.tls is not None),
+            StateService(parts.cluster, self._view, metrics=self._metrics, encrypted=settings.tls is not None),
             _STATE_SERVICE,
         )
         host.add(
             add_ClusterServiceServicer_to_server,
             ClusterService(
                 self._store,
-                cluster,
+                parts.cluster,
+                parts.chain,
                 self._view,
                 Membership(self._store, self._clock, lease_ttl_s=settings.node_lease_ttl_s),
-                Layouts(self._store, self._view, cluster),
+                Layouts(self._store, self._view, parts.cluster),
                 heartbeat_interval_s=settings.heartbeat_interval_s,
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],
         )
 
-    async def _follow(self, cluster: Cluster) -> None:
+    async def _follow(self, parts: _Parts) -> None:
         async with plain_task_group() as group:
             group.create_task(self._view.run())
+            group.create_task(parts.chain.run())
+            group.create_task(parts.tenants.run())
             group.create_task(self._log_changes())
-            group.create_task(self._count(keyspace.TenantKeyspace(cluster.secrets.tenant)))
+            group.create_task(self._count(parts.tenants))
 
     async def _log_changes(self) -> None:
         """Say in the log when a node comes, goes or fills up, and when the layout changes."""
@@ -212,11 +264,14 @@ class Coordinator:
                 epoch = newest.epoch
                 log.info("layout", epoch=epoch, nodes=len(newest.nodes), living=len(state.layout_set.layouts))
 
-    async def _count(self, space: keyspace.TenantKeyspace) -> None:
+    async def _count(self, tenants: Tenants) -> None:
         """Keep the gauges of the cluster's state fresh; while the store is away they keep what they showed last."""
         while True:
             try:
-                sessions_open = await count(self._store, space.sessions_prefix)
+                sessions_open = 0
+                for record in tenants.names().values():
+                    space = keyspace.TenantKeyspace(record.tenant)
+                    sessions_open += await count(self._store, space.sessions_prefix)
             except HoldfastError as error:
                 if error.code is not ErrorCode.UNREACHABLE:
                     raise

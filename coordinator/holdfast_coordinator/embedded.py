@@ -7,6 +7,7 @@ from typing import Final
 
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_coordinator.master_key import MASTER_KEY_BYTES
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
@@ -64,7 +65,7 @@ class EmbeddedCoordinator:
             self._store = self._owned = await SqliteStore.open(":memory:", self._clock)
         coordinator = Coordinator(
             self._store,
-            master_key=self._master_key,
+            master=MasterKeys(FileMasterKey(self._master_key, secrets.token_bytes)),
             settings=self._settings,
             random_bytes=secrets.token_bytes,
             clock=self._clock,

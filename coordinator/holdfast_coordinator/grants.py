@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from holdfast_coordinator.bootstrap import Cluster
+from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.view import ClusterState
 from holdfast_core.model.block import Kind
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.keys import TenantSecrets
 from holdfast_core.model.limits import CAPABILITY_TTL_S
-from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_core.runtime.clock import Clock
 from holdfast_proto.v1.common_pb2 import Grant
 
@@ -39,11 +39,11 @@ class Token:
 class Grants:
     """Mints capabilities for one tenant and makes grants of them."""
 
-    def __init__(self, cluster: Cluster, clock: Clock) -> None:
-        """Take the signing key from the cluster."""
-        self._signer = CapabilitySigner(cluster.signing_key_id, cluster.signing_key, cluster.record.cluster_id)
-        self._tenant = cluster.secrets.tenant
-        self._keys = cluster.secrets.to_message()
+    def __init__(self, chain: KeyChain, secrets: TenantSecrets, clock: Clock) -> None:
+        """Sign with the chain's key of the moment; grant the tenant's secrets."""
+        self._chain = chain
+        self._tenant = secrets.tenant
+        self._keys = secrets.to_message()
         self._clock = clock
         self._own: dict[str, Token] = {}
 
@@ -90,7 +90,7 @@ class Grants:
 
     def _mint(self, verbs: frozenset[str], kinds: frozenset[int], session_id: str = "") -> Token:
         now_unix_ms = self._clock.now_unix_ms()
-        text = self._signer.mint(
+        text = self._chain.capability_signer().mint(
             tenant=self._tenant,
             verbs=verbs,
             kinds=kinds,

@@ -16,6 +16,7 @@ from typing import Final
 from holdfast_coordinator import command_options as opt
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_coordinator.master_key import create_master_key as make_master_key
 from holdfast_coordinator.master_key import read_master_key
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -120,8 +121,9 @@ async def _open_store(data: Path | None, etcd: Etcd | None) -> AsyncIterator[Met
 
 
 async def _serve(data: Path | None, etcd: Etcd | None, key: bytes, settings: CoordinatorSettings) -> None:
+    master = MasterKeys(FileMasterKey(key, secrets.token_bytes))
     async with _open_store(data, etcd) as store:
-        coordinator = Coordinator(store, master_key=key, settings=settings, random_bytes=secrets.token_bytes)
+        coordinator = Coordinator(store, master=master, settings=settings, random_bytes=secrets.token_bytes)
         with termination_signals() as asked:
             try:
                 address = await coordinator.start()

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
+from holdfast_coordinator.access.call import current_call
 from holdfast_coordinator.bootstrap import Cluster
 from holdfast_coordinator.grants import OBJECT_KINDS, POINT_KINDS, Token, check_keys_may_leave
 from holdfast_coordinator.layouts import check_accepts_writes
@@ -22,14 +23,11 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class StateService(StateServiceServicer):
-    """VMs, recovery points and stored objects of the cluster's tenant."""
+    """VMs, recovery points and stored objects of the tenant that a call is made in."""
 
-    def __init__(
-        self, cluster: Cluster, tenant: Tenant, view: ClusterView, *, metrics: CoordinatorMetrics, encrypted: bool
-    ) -> None:
+    def __init__(self, cluster: Cluster, view: ClusterView, *, metrics: CoordinatorMetrics, encrypted: bool) -> None:
         """Bind to the logic; `encrypted` says whether this service is reached over TLS alone."""
         self._cluster = cluster
-        self._tenant = tenant
         self._view = view
         self._metrics = metrics
         self._encrypted = encrypted
@@ -173,6 +171,10 @@ class StateService(StateServiceServicer):
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """Sum over a VM or the tenant."""
         return await self._tenant.stats.of(request.vm_id)
+
+    @property
+    def _tenant(self) -> Tenant:
+        return current_call().of
 
     @property
     def _ttl_ms(self) -> int:

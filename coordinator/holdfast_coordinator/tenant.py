@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Barrier
-from holdfast_coordinator.bootstrap import Cluster
 from holdfast_coordinator.commit import Commits
 from holdfast_coordinator.damage import Damage
 from holdfast_coordinator.grants import Grants
+from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.objects import Objects
@@ -17,16 +18,21 @@ from holdfast_coordinator.sessions import Sessions
 from holdfast_coordinator.stats import Stats
 from holdfast_coordinator.view import ClusterView, LayoutSet
 from holdfast_coordinator.vms import Vms
-from holdfast_core.model.keys import KeyRing
+from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore
+from holdfast_proto.v1.tenants_pb2 import TenantRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """Everything that works on one tenant's keys."""
 
+    record: TenantRecord
+    space: TenantKeyspace
+    ring: KeyRing
+    ledger: Ledger
     grants: Grants
     vms: Vms
     points: Points
@@ -39,7 +45,10 @@ class Tenant:
 
 def open_tenant(
     store: MetadataStore,
-    cluster: Cluster,
+    record: TenantRecord,
+    secrets: TenantSecrets,
+    chain: KeyChain,
+    ledger: Ledger,
     view: ClusterView,
     pool: NodePool,
     *,
@@ -47,10 +56,10 @@ def open_tenant(
     metrics: CoordinatorMetrics,
     session_ttl_s: float,
 ) -> Tenant:
-    """Put the parts of the cluster's tenant together."""
-    space = TenantKeyspace(cluster.secrets.tenant)
-    ring = KeyRing(cluster.secrets)
-    grants = Grants(cluster, clock)
+    """Put the parts of one tenant together."""
+    space = TenantKeyspace(record.tenant)
+    ring = KeyRing(secrets)
+    grants = Grants(chain, secrets, clock)
     vms = Vms(store, space, clock)
     points = Points(store, space)
     objects = Objects(store, space)
@@ -83,4 +92,4 @@ def open_tenant(
         metrics=metrics,
     )
     stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
-    return Tenant(grants, vms, points, objects, sessions, damage, commits, stats)
+    return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, stats)

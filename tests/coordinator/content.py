@@ -7,23 +7,25 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.bootstrap import ClusterOptions, open_cluster
+from holdfast_coordinator import keyspace
+from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.records import parse
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.keys import KeyRing
 from holdfast_core.model.limits import TREE_FAN_OUT
 from holdfast_core.model.records import object_mac
 from holdfast_core.model.tree import ObjectTreeBuilder, VolumeLeaf, VolumeTreeBuilder
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY, CapabilitySigner
+from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK, DeleteBlocksRequest, PutBlocksRequest, PutBlocksResponse
 from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
 from holdfast_proto.v1.common_pb2 import Grant
-from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, VolumeRecord
+from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, ClusterRecord, VolumeRecord
 from holdfast_storagenode.embedded import EmbeddedStorageNode
-from tests.coordinator.rig import BLOCK_BYTES, MASTER_KEY, Client, coordinator, eventually, ring_of
+from tests.coordinator.rig import BLOCK_BYTES, Client, coordinator, eventually, master_keys, ring_of
 
 
 @dataclass
@@ -141,16 +143,17 @@ class Cluster:
 
     async def destroy(self, grant: Grant, block_id: bytes) -> None:
         """Delete a block from every node, with a capability that no client gets."""
-        opened = await open_cluster(
-            self.store, master_key=MASTER_KEY, options=ClusterOptions(), random_bytes=random.Random(1).randbytes
-        )
-        signer = CapabilitySigner(opened.signing_key_id, opened.signing_key, opened.record.cluster_id)
-        token = signer.mint(
-            tenant=opened.secrets.tenant,
+        item = await self.store.get(keyspace.CLUSTER)
+        assert item is not None
+        clock = SystemClock()
+        chain = KeyChain(self.store, master_keys(), parse(item, ClusterRecord).message.cluster_id, clock)
+        await chain.fresh()
+        token = chain.capability_signer().mint(
+            tenant=grant.keys.tenant,
             verbs=frozenset({"delete"}),
             kinds=frozenset({0, 1, 2}),
             ttl_s=60,
-            now_unix_ms=SystemClock().now_unix_ms(),
+            now_unix_ms=clock.now_unix_ms(),
         )
         async with NodePool() as pool:
             pool.update(grant.nodes)

@@ -14,6 +14,7 @@ import pytest
 
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.records import object_mac, point_mac
@@ -32,6 +33,11 @@ MASTER_KEY = bytes(range(32))
 PARTITIONS = 16
 VOLUME_BYTES = 1 << 20
 BLOCK_BYTES = 64 * 1024
+
+
+def master_keys(key: bytes = MASTER_KEY) -> MasterKeys:
+    """Return a master key as coordinators take it."""
+    return MasterKeys(FileMasterKey(key, random.Random(key).randbytes))
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, *, within_s: float = 20.0) -> None:
@@ -181,7 +187,7 @@ async def coordinator(
     """Run a coordinator over the store; yields a client of it."""
     service = Coordinator(
         store,
-        master_key=master_key,
+        master=master_keys(master_key),
         settings=CoordinatorSettings(
             options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
             session_ttl_s=session_ttl_s,

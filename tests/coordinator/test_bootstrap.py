@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +15,57 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, open_cluster
 from holdfast_coordinator.embedded import EmbeddedCoordinator
 from holdfast_coordinator.grants import check_keys_may_leave
+from holdfast_coordinator.keys.chain import KeyChain, SigningKey, signing_purpose
 from holdfast_coordinator.master_key import create_master_key, parse_master_key, read_master_key
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.keys import master_fingerprint
+from holdfast_core.model.keys import TenantSecrets, master_fingerprint
 from holdfast_core.runtime.clock import ManualClock, SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
+from holdfast_proto.v1.cluster_pb2 import VerifyingKey
+from holdfast_proto.v1.records_pb2 import ClusterRecord, WrappedSecret
 from tests.coordinator.faults import Crash, Fault, FaultyStore
-from tests.coordinator.rig import MASTER_KEY, Client, coordinator, refused
+from tests.coordinator.rig import MASTER_KEY, Client, coordinator, master_keys, refused
 
 OTHER_KEY = bytes(32)
+NOW_UNIX_MS = 1_700_000_000_000
 
 
-async def opened(
-    store: SqliteStore | FaultyStore, *, seed: int = 1, key: bytes = MASTER_KEY, **options: Any
-) -> Cluster:
+@dataclass(frozen=True)
+class Opened:
+    """A cluster as a coordinator opens it, with its secrets."""
+
+    cluster: Cluster
+    signing: tuple[VerifyingKey, ...]
+    audit: SigningKey
+    secrets: tuple[TenantSecrets, ...]
+
+    @property
+    def record(self) -> ClusterRecord:
+        """The cluster's record."""
+        return self.cluster.record
+
+
+async def opened(store: SqliteStore | FaultyStore, *, seed: int = 1, key: bytes = MASTER_KEY, **options: Any) -> Opened:
     """Open or make the cluster of a store."""
-    return await open_cluster(
-        store, master_key=key, options=ClusterOptions(**options), random_bytes=random.Random(seed).randbytes
+    cluster = await open_cluster(
+        store,
+        master=master_keys(key),
+        options=ClusterOptions(**options),
+        random_bytes=random.Random(seed).randbytes,
+        now_unix_ms=NOW_UNIX_MS,
     )
+    chain = KeyChain(store, master_keys(key), cluster.record.cluster_id, ManualClock())
+    await chain.fresh()
+    return Opened(cluster, chain.verifying_keys(), chain.audit_key(), (await chain.secrets(0), await chain.secrets(1)))
 
 
-def same(one: Cluster, other: Cluster) -> bool:
+def same(one: Opened, other: Opened) -> bool:
     """Whether two coordinators hold the same secrets of the same cluster."""
-    return (one.record, one.signing_key, one.verifying_keys, one.secrets) == (
+    return (one.record, one.signing, one.audit, one.secrets) == (
         other.record,
-        other.signing_key,
-        other.verifying_keys,
+        other.signing,
+        other.audit,
         other.secrets,
     )
 
@@ -59,7 +84,7 @@ async def test_a_start_that_is_interrupted_anywhere_leaves_a_cluster_that_opens(
     faults = FaultyStore(store)
     faults.arm(fault, at=at)
     results = await asyncio.gather(opened(faults), return_exceptions=True)
-    assert isinstance(results[0], Cluster | Crash | HoldfastError)
+    assert isinstance(results[0], Opened | Crash | HoldfastError)
     first, second = await opened(store, seed=2), await opened(store, seed=3)
     assert same(first, second)
 
@@ -73,15 +98,18 @@ async def test_another_master_key_does_not_start_and_both_fingerprints_are_named
 
 async def test_no_secret_is_stored_or_shown_in_the_clear(store: SqliteStore) -> None:
     cluster = await opened(store)
-    held = b"".join(item.value for item in (await store.snapshot([""])).items)
-    secrets = cluster.secrets
+    items = (await store.snapshot([""])).items
+    held = b"".join(item.value for item in items)
+    (signing,) = (item for item in items if item.key.startswith(keyspace.SIGNING_PREFIX))
+    purpose = signing_purpose(signing.key.removeprefix(keyspace.SIGNING_PREFIX))
     for secret in (
         MASTER_KEY,
-        cluster.signing_key,
-        secrets.data_root or b"",
-        secrets.structure_root,
-        *secrets.data_epochs.values(),
-        *secrets.structure_epochs.values(),
+        await master_keys().unwrap(WrappedSecret.FromString(signing.value), purpose),
+        cluster.audit.private_key,
+        *(each.data_root or b"" for each in cluster.secrets),
+        *(each.structure_root for each in cluster.secrets),
+        *(secret for each in cluster.secrets for secret in each.data_epochs.values()),
+        *(secret for each in cluster.secrets for secret in each.structure_epochs.values()),
     ):
         assert secret
         assert secret not in held
@@ -91,7 +119,7 @@ async def test_no_secret_is_stored_or_shown_in_the_clear(store: SqliteStore) -> 
 
 async def test_options_are_fixed_when_the_cluster_is_made(store: SqliteStore) -> None:
     made = await opened(store, replicas=2, partitions=64, nodes_expected=2)
-    assert (made.record.replicas, made.record.partitions, made.nodes_needed) == (2, 64, 2)
+    assert (made.record.replicas, made.record.partitions, made.cluster.nodes_needed) == (2, 64, 2)
     assert same(made, await opened(store))
     assert same(made, await opened(store, replicas=2, partitions=64, nodes_expected=5))
     assert "replicas=2" in (await refused(ErrorCode.INVALID_ARGUMENT, opened(store, replicas=3))).message

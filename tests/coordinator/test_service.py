@@ -19,7 +19,7 @@ from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import state_pb2
 from tests.coordinator.faults import Fault, FaultyStore
-from tests.coordinator.rig import MASTER_KEY, Client, coordinator, eventually, refused, zero_commit
+from tests.coordinator.rig import MASTER_KEY, Client, coordinator, eventually, master_keys, refused, zero_commit
 from tests.support.etcd import issue_tls
 
 
@@ -35,7 +35,7 @@ async def test_metrics_tell_of_commits_sessions_and_nodes(store: SqliteStore, cl
     registry = CollectorRegistry()
     service = Coordinator(
         store,
-        master_key=MASTER_KEY,
+        master=master_keys(),
         settings=CoordinatorSettings(options=ClusterOptions(partitions=16)),
         random_bytes=random.Random(1).randbytes,
         clock=clock,
@@ -90,7 +90,7 @@ async def test_a_coordinator_that_cannot_follow_the_cluster_says_why_and_ends(
 ) -> None:
     service = Coordinator(
         store,
-        master_key=MASTER_KEY,
+        master=master_keys(),
         settings=CoordinatorSettings(),
         random_bytes=random.Random(1).randbytes,
         clock=clock,
@@ -138,7 +138,7 @@ async def test_over_tls_keys_leave_to_those_with_a_certificate_alone(
     ours, strangers = issue_tls(tmp_path / "ours"), issue_tls(tmp_path / "strangers")
     service = Coordinator(
         store,
-        master_key=MASTER_KEY,
+        master=master_keys(),
         settings=CoordinatorSettings(tls=ours, options=ClusterOptions(nodes_expected=1, replicas=1, partitions=16)),
         random_bytes=random.Random(1).randbytes,
         clock=clock,

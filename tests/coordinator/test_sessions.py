@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast_core.model.errors import ErrorCode
+from holdfast_core.model.limits import CAPABILITY_TTL_S
 from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_proto.v1 import state_pb2
@@ -96,7 +97,7 @@ async def test_a_fresh_capability_comes_when_the_first_is_past_half_its_life(
         clock.advance(20)
         kept = await client.state("KeepAlive", keep_alive)
     assert kept.capability
-    assert kept.capability_expires_unix_ms == clock.now_unix_ms() + 3_600_000
+    assert kept.capability_expires_unix_ms == clock.now_unix_ms() + int(CAPABILITY_TTL_S * 1000)
 
 
 async def test_the_grant_names_layout_nodes_keys_and_capability(client: Client) -> None:
