@@ -146,3 +146,38 @@ async def test_streams_are_moved_on_by_hand() -> None:
 def test_no_address_is_an_error() -> None:
     with pytest.raises(HoldfastError, match="no coordinator address"):
         Endpoints([])
+
+
+def _get_blocks(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.UnaryStreamMultiCallable[blocks_pb2.GetBlocksRequest, blocks_pb2.GetBlocksResponse]:
+    return blocks_pb2_grpc.BlockServiceStub(channel).GetBlocks
+
+
+async def read(endpoints: Endpoints) -> tuple[list[int], HoldfastError | None]:
+    """What a stream yields before it ends, and the error that ends it."""
+    seen: list[int] = []
+    try:
+        async for answer in endpoints.stream(_get_blocks, blocks_pb2.GetBlocksRequest(), timeout_s=10):
+            seen += [answer.first]
+    except HoldfastError as error:
+        return seen, error
+    return seen, None
+
+
+async def test_a_stream_goes_to_who_answers_and_never_twice_over() -> None:
+    first, second = EchoBlocks(), EchoBlocks()
+    async with running_host(first) as dying, running_host(second) as living:
+        endpoints = Endpoints([dying.address, living.address])
+        assert await read(endpoints) == ([1, 2], None)
+        await dying.stop(0)
+        assert await read(endpoints) == ([1, 2], None)
+        assert (first.calls, second.calls) == (1, 1)
+        # The servicer fails after its first message: what came stands, and nobody else is asked for the rest.
+        second.error = refusal(ErrorCode.UNREACHABLE)
+        seen, error = await read(endpoints)
+        assert seen == [1]
+        assert error is not None
+        assert error.message == "what UNREACHABLE means"
+        assert second.calls == 2
+        await endpoints.close()

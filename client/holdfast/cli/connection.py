@@ -1,27 +1,35 @@
-"""The options that every command against a cluster takes, and the SDK's manager that they name.
+"""The options that every command against a cluster takes, and the SDK's manager or the plain calls that they name.
 
-`--coordinator`, `--json` and the TLS files may stand before or after the command's name; what stands after wins, then
-what stands before, then the environment.
+They may stand before or after the command's name; what stands after wins, then what stands before, then the
+environment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import typer
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.options import TlsFiles, tls_files
+from holdfast_core.model.limits import RPC_TIMEOUT_S
+from holdfast_core.runtime.options import TlsFiles, parse_addresses, tls_files
 
 if TYPE_CHECKING:
+    import grpc.aio
+    from google.protobuf.message import Message
+
     from holdfast import StateManager
+    from holdfast_core.runtime.endpoints import Endpoints
 
 Arguments = ParamSpec("Arguments")
+Request = TypeVar("Request", bound="Message")
+Response = TypeVar("Response", bound="Message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,9 @@ class Connection:
     Attributes:
         coordinator: HOST:PORT[,HOST:PORT], or None where nobody said.
         tls_ca, tls_cert, tls_key: PEM files for mutual TLS, or None.
+        token_file: file of the API token, or None to look for one (see `find_credential`).
+        tenant: name of the tenant, or None for HOLDFAST_TENANT or the caller's only one.
+        key_file: file of a data key that the tenant keeps itself, or None.
         json: whether to print JSON.
     """
 
@@ -38,6 +49,9 @@ class Connection:
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    token_file: Path | None = None
+    tenant: str | None = None
+    key_file: Path | None = None
     json: bool = False
 
     def tls(self) -> TlsFiles | None:
@@ -55,16 +69,79 @@ class Connection:
         Raises:
             HoldfastError: INVALID_ARGUMENT if no coordinator was named.
         """
+        # Imported here: it brings gRPC and the codecs, which `--help` and mistyped commands need not wait for.
+        from holdfast import StateManager
+
+        with StateManager(self._named(), tls=self.tls()) as manager:
+            yield manager
+
+    def call(
+        self,
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        *,
+        timeout_s: float = RPC_TIMEOUT_S,
+    ) -> Response:
+        """Make one call to a coordinator, for what the SDK's manager does not offer; may be used several times.
+
+        E.g. `connection.call(lambda channel: KeyServiceStub(channel).ListKeys, ListKeysRequest())`. `timeout_s` bounds
+        the try on each coordinator.
+
+        Raises:
+            HoldfastError: what the coordinator answered; UNREACHABLE if none did; INVALID_ARGUMENT if none was named.
+        """
+
+        async def ask() -> Response:
+            endpoints = self._endpoints()
+            try:
+                return await endpoints.call(method, request, timeout_s=timeout_s)
+            finally:
+                await endpoints.close()
+
+        return asyncio.run(ask())
+
+    def stream(
+        self,
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryStreamMultiCallable[Request, Response]],
+        request: Request,
+        *,
+        timeout_s: float = RPC_TIMEOUT_S,
+    ) -> Generator[Response, None, None]:
+        """Make one call whose answers are a stream, and yield them; `timeout_s` bounds the wait for each.
+
+        To be read to its end, or closed: `with closing(connection.stream(…)) as answers`.
+
+        Raises:
+            HoldfastError: as `call`, and UNREACHABLE where the stream breaks; what was yielded before stands.
+        """
+        with asyncio.Runner() as runner:
+            endpoints = runner.run(self._opened())
+            answers = endpoints.stream(method, request, timeout_s=timeout_s)
+            try:
+                while (answer := runner.run(_following(answers))) is not None:
+                    yield answer
+            finally:
+                runner.run(answers.aclose())
+                runner.run(endpoints.close())
+
+    async def _opened(self) -> Endpoints:
+        return self._endpoints()
+
+    def _endpoints(self) -> Endpoints:
+        from holdfast_core.runtime.credentials import find_credential
+        from holdfast_core.runtime.endpoints import Endpoints
+
+        addresses = parse_addresses(self._named())
+        credential = find_credential(addresses, token_file=self.token_file, tenant=self.tenant)
+        return Endpoints(addresses, tls=self.tls(), credential=credential)
+
+    def _named(self) -> str:
         if not self.coordinator:
             raise HoldfastError(
                 ErrorCode.INVALID_ARGUMENT,
                 "which cluster? give --coordinator HOST:PORT or set HOLDFAST_COORDINATOR (`holdfast up` prints it)",
             )
-        # Imported here: it brings gRPC and the codecs, which `--help` and mistyped commands need not wait for.
-        from holdfast import StateManager
-
-        with StateManager(self.coordinator, tls=self.tls()) as manager:
-            yield manager
+        return self.coordinator
 
     def under(self, outer: Connection) -> Connection:
         """Return this connection, with what is missing taken from the options that stood before the command."""
@@ -74,6 +151,9 @@ class Connection:
             tls_ca=self.tls_ca or outer.tls_ca,
             tls_cert=self.tls_cert or outer.tls_cert,
             tls_key=self.tls_key or outer.tls_key,
+            token_file=self.token_file or outer.token_file,
+            tenant=self.tenant or outer.tenant,
+            key_file=self.key_file or outer.key_file,
             json=self.json or outer.json,
         )
 
@@ -82,32 +162,45 @@ class Connection:
 class _Option:
     """One shared option. The environment is asked for only where the option stands before the command's name:
     asked after it, the environment would win over what was typed before.
+
+    Attributes:
+        late: whether its variable is not the option's: `find_credential` reads it, after others that win over it.
     """
 
     field: str
     metavar: str
     envvar: str
     help: str
+    late: bool = False
 
     def parameter(self, *, before_command: bool) -> inspect.Parameter:
         flag = f"--{self.field.replace('_', '-')}"
+        asks = before_command and not self.late
         option = typer.Option(
             flag,
             metavar=self.metavar,
-            envvar=self.envvar if before_command else None,
-            help=self.help if before_command else f"{self.help} [env var: {self.envvar}]",
+            envvar=self.envvar if asks else None,
+            help=self.help if asks else f"{self.help} [env var: {self.envvar}]",
         )
-        kind = str if self.field == "coordinator" else Path
+        kind = str if self.field in _TEXTS else Path
         return _keyword(self.field, Annotated[kind | None, option], None)
 
 
+_TEXTS: Final = frozenset({"coordinator", "tenant"})
 _OPTIONS: Final = (
     _Option("coordinator", "HOST:PORT[,HOST:PORT]", "HOLDFAST_COORDINATOR", "Where the cluster answers."),
     _Option("tls_ca", "FILE", "HOLDFAST_TLS_CA", "Certificates that sign the cluster's."),
     _Option("tls_cert", "FILE", "HOLDFAST_TLS_CERT", "Own certificate."),
     _Option("tls_key", "FILE", "HOLDFAST_TLS_KEY", "Its private key."),
+    _Option("token_file", "FILE", "HOLDFAST_TOKEN_FILE", "File of the API token.", late=True),
+    _Option("tenant", "NAME", "HOLDFAST_TENANT", "Tenant, where there are several."),
+    _Option("key_file", "FILE", "HOLDFAST_KEY_FILE", "File of a data key that the tenant keeps itself."),
 )
 _JSON: Final = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+async def _following(answers: AsyncIterator[Response]) -> Response | None:
+    return await anext(answers, None)
 
 
 def remember(context: typer.Context, **values: Any) -> None:

@@ -30,6 +30,7 @@ HOME_VARIABLE: Final = "HOLDFAST_HOME"
 TOKEN_SECRET_BYTES: Final = 32
 _TOKEN_ID_BYTES: Final = 8
 _PREFIX: Final = "hft_"
+_HOST: Final = "127.0.0.1"
 _TOKEN = re.compile(r"hft_([0-9a-f]{16})_([A-Z2-7]{52})\Z", re.ASCII)
 _PADDING: Final = "===="
 
@@ -139,10 +140,14 @@ def find_credential(
 
 
 def home_token_file(address: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where `holdfast up` keeps the admin's token for its coordinator at HOST:PORT."""
+    """Return where `holdfast up` keeps the admin's token for its coordinator at HOST:PORT.
+
+    `localhost` is another name of the 127.0.0.1 that `up` binds.
+    """
     named = environment.get(HOME_VARIABLE)
     home = Path(named) if named else Path.home() / ".holdfast"
-    return home / "tokens" / address
+    host, _, port = address.rpartition(":")
+    return home / "tokens" / (f"{_HOST}:{port}" if host == "localhost" else address)
 
 
 def _file_at_home(addresses: Sequence[str], environment: Mapping[str, str]) -> Path | None:

@@ -7,8 +7,9 @@ UNREACHABLE: one that is cut off from its metadata store says so, and another ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar, cast
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -85,6 +86,47 @@ class Endpoints:
             else:
                 self._good = at
                 return response
+        raise self._none_answered(failures)
+
+    async def stream(
+        self,
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryStreamMultiCallable[Request, Response]],
+        request: Request,
+        *,
+        timeout_s: float = RPC_TIMEOUT_S,
+    ) -> AsyncGenerator[Response, None]:
+        """Call `method(channel)(request)` and yield its answers; `timeout_s` bounds the wait for each of them.
+
+        Another coordinator is asked only while nothing was yielded: what follows may depend on what came.
+
+        Raises:
+            HoldfastError: what the coordinator answered; UNREACHABLE if none of them answered, or the one that did
+                broke off.
+        """
+        metadata = self.metadata()
+        failures: list[HoldfastError] = []
+        begun = False
+        for _ in self.addresses:
+            peer = f"{self._what} {self.addresses[self._good]}"
+            call = method(self.channel())(request, metadata=metadata)
+            try:
+                while True:
+                    async with asyncio.timeout(timeout_s):
+                        answer = await call.read()
+                    if answer is grpc.aio.EOF:
+                        return
+                    begun = True
+                    yield cast("Response", answer)
+            except grpc.aio.AioRpcError as failure:
+                error = error_from_rpc(failure, peer=peer)
+            except TimeoutError:
+                error = HoldfastError(ErrorCode.UNREACHABLE, f"{peer} did not answer within {timeout_s:g} s")
+            finally:
+                call.cancel()
+            if begun or not _try_another(error):
+                raise error
+            failures.append(error)
+            self.advance()
         raise self._none_answered(failures)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
