@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/rules.proto\x12\x0bholdfast.v1\x1a google/protobuf/descriptor.proto\"X\n\x04Rule\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x1c\n\x14permission_otherwise\x18\x02 \x01(\t\x12\x0c\n\x04verb\x18\x03 \x01(\t\x12\x10\n\x08recorded\x18\x04 \x01(\x08:D\n\x04rule\x12\x1e.google.protobuf.MethodOptions\x18\xfc\x88\x03 \x01(\x0b\x32\x11.holdfast.v1.Rule\x88\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/rules.proto\x12\x0bholdfast.v1\x1a google/protobuf/descriptor.proto\"n\n\x04Rule\x12\x12\n\npermission\x18\x01 \x01(\t\x12\x1c\n\x14permission_otherwise\x18\x02 \x01(\t\x12\x0c\n\x04verb\x18\x03 \x01(\t\x12\x10\n\x08recorded\x18\x04 \x01(\x08\x12\x14\n\x0csessions_too\x18\x05 \x01(\x08:D\n\x04rule\x12\x1e.google.protobuf.MethodOptions\x18\xfc\x88\x03 \x01(\x0b\x32\x11.holdfast.v1.Rule\x88\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast_proto.v1.rules_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RULE']._serialized_start=80
-  _globals['_RULE']._serialized_end=168
+  _globals['_RULE']._serialized_end=190
 # @@protoc_insertion_point(module_scope)

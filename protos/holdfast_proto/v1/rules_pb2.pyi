@@ -32,6 +32,7 @@ class Rule(_message.Message):
     PERMISSION_OTHERWISE_FIELD_NUMBER: _builtins.int
     VERB_FIELD_NUMBER: _builtins.int
     RECORDED_FIELD_NUMBER: _builtins.int
+    SESSIONS_TOO_FIELD_NUMBER: _builtins.int
     permission: _builtins.str
     """Permission that the principal must hold on what the call names; for calls to a coordinator."""
     permission_otherwise: _builtins.str
@@ -40,6 +41,10 @@ class Rule(_message.Message):
     """Verb that the capability must name; for calls to a storage node."""
     recorded: _builtins.bool
     """Whether an allowed call is recorded in the audit log. A denied one always is."""
+    sessions_too: _builtins.bool
+    """Whether the request may name a session in place of a point or object: who may begin sessions then passes the first
+    look, and the handler asks for what began the session.
+    """
     def __init__(
         self,
         *,
@@ -47,10 +52,11 @@ class Rule(_message.Message):
         permission_otherwise: _builtins.str = ...,
         verb: _builtins.str = ...,
         recorded: _builtins.bool = ...,
+        sessions_too: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permission", b"permission", "permission_otherwise", b"permission_otherwise", "recorded", b"recorded", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permission", b"permission", "permission_otherwise", b"permission_otherwise", "recorded", b"recorded", "sessions_too", b"sessions_too", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
