@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.descriptors import Extent
     from holdfast.manager import StateManager
     from holdfast.results import (
         ClusterStatus,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         VolumeInfo,
         VolumeSpec,
     )
-    from holdfast.sources import Extent, RawFileSource, VolumeSource
+    from holdfast.sources import RawFileSource, VolumeSource
     from holdfast_core.model.errors import ErrorCode, HoldfastError
     from holdfast_core.runtime.options import TlsFiles
 
@@ -68,7 +69,7 @@ __all__ = [
 _HOMES = {
     "AsyncStateManager": "holdfast.aio",
     "StateManager": "holdfast.manager",
-    "Extent": "holdfast.sources",
+    "Extent": "holdfast.descriptors",
     "RawFileSource": "holdfast.sources",
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",

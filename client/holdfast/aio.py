@@ -6,12 +6,8 @@ import asyncio
 import os
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
     Callable,
     Coroutine,
-    Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -19,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from holdfast import convert
-from holdfast.objects import PIECE_BYTES
+from holdfast.pieces import Pieces, pieces_of
 from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import (
@@ -39,6 +35,7 @@ from holdfast.results import (
     VerifyReport,
     VmInfo,
 )
+from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.sources import VolumeSource
 from holdfast.writing import Made, ObjectJob, PointJob, Toolbox, WriteJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -52,11 +49,9 @@ from holdfast_proto.v1 import state_pb2
 
 COORDINATOR_VARIABLE: Final = "HOLDFAST_COORDINATOR"
 RESTORE_DIR_VARIABLE: Final = "HOLDFAST_RESTORE_DIR"
+SEALING_VARIABLE: Final = "HOLDFAST_SEALING"
 _NONCE_BYTES: Final = 16
 _TEACHING_BYTES: Final = 32 * MIB - 8192
-
-Pieces = BinaryIO | Iterable[bytes] | AsyncIterable[bytes]
-"""A file object open for reading bytes, or the bytes in pieces."""
 
 
 class AsyncStateManager:
@@ -74,6 +69,7 @@ class AsyncStateManager:
         tls: TlsFiles | None = None,
         replica_wait_s: float = REPLICA_SETTLE_S,
         workers: int | None = None,
+        sealing: Sealing | None = None,
         clock: Clock | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -86,9 +82,11 @@ class AsyncStateManager:
             replica_wait_s: how long a write, once at its quorum, waits for the other copies before it commits. With 0
                 it commits at once and the other copies go on behind; `settle` waits for them.
             workers: threads for cutting, hashing, compressing; the number of processors if None.
+            sealing: who seals raw volumes: "processes", "threads", or "auto", which takes processes where there is much
+                to read and they can be started; HOLDFAST_SEALING, else "auto", if None.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT if no coordinator is named or an address is malformed.
+            HoldfastError: INVALID_ARGUMENT if no coordinator is named, an address or `sealing` is malformed.
         """
         text = coordinator or os.environ.get(COORDINATOR_VARIABLE, "")
         if not text:
@@ -101,6 +99,7 @@ class AsyncStateManager:
         self._tls = tls
         self._replica_wait_s = replica_wait_s
         self._workers = workers or len(os.sched_getaffinity(0))
+        self._sealing = check_sealing(sealing or os.environ.get(SEALING_VARIABLE) or "auto")
         self._clock: Clock = clock or SystemClock()
         self._random_bytes = random_bytes
         self._tools: Toolbox | None = None
@@ -131,6 +130,7 @@ class AsyncStateManager:
                 endpoints=endpoints,
                 pool=NodePool(tls=self._tls, clock=self._clock),
                 executor=ThreadPoolExecutor(self._workers, thread_name_prefix="holdfast"),
+                processes=SealingProcesses(self._sealing, self._workers),
                 clock=self._clock,
                 workers=self._workers,
                 random_bytes=self._random_bytes,
@@ -366,7 +366,7 @@ class AsyncStateManager:
         Raises:
             HoldfastError: as `create_snapshot`.
         """
-        return await self.persist_stream(task_id, _slices(data), progress=progress)
+        return await self.persist_stream(task_id, (data,), progress=progress)
 
     async def persist_stream(self, task_id: str, stream: Pieces, *, progress: ProgressCallback | None = None) -> str:
         """Store what a file object or an iterable of bytes yields, however much; returns the storage id.
@@ -379,7 +379,7 @@ class AsyncStateManager:
         )
         tools, _ = self._open()
         job = ObjectJob(tools, progress)
-        stored: ObjectInfo = await self._run(job, job.run(request, _pieces(stream)))
+        stored: ObjectInfo = await self._run(job, job.run(request, pieces_of(stream)))
         return stored.storage_id
 
     async def retrieve_application_data(
@@ -470,26 +470,3 @@ def _keep_freed_memory() -> None:
     nearly 32 MiB, never touched, is all it takes, and other C libraries do not mind.
     """
     bytes(_TEACHING_BYTES)
-
-
-def _slices(data: bytes) -> Iterable[bytes]:
-    view = memoryview(data)
-    return (bytes(view[at : at + PIECE_BYTES]) for at in range(0, len(data), PIECE_BYTES))
-
-
-def _following(iterator: Iterator[bytes]) -> bytes | None:
-    return next(iterator, None)
-
-
-async def _pieces(stream: Pieces) -> AsyncIterator[bytes]:
-    """Yield what a stream gives, reading blocking ones in a thread; large pieces are cut to `PIECE_BYTES`."""
-    if isinstance(stream, AsyncIterable):
-        async for piece in stream:
-            for part in _slices(piece):
-                yield part
-        return
-    read = getattr(stream, "read", None)
-    iterator: Iterator[bytes] = iter(lambda: read(PIECE_BYTES), b"") if read is not None else iter(stream)
-    while (block := await asyncio.to_thread(_following, iterator)) is not None:
-        for part in _slices(block):
-            yield part

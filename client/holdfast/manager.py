@@ -26,6 +26,7 @@ from holdfast.results import (
     VerifyReport,
     VmInfo,
 )
+from holdfast.sealers import Sealing
 from holdfast.sources import VolumeSource
 from holdfast_core.model.limits import REPLICA_SETTLE_S
 from holdfast_core.runtime.clock import Clock
@@ -51,6 +52,7 @@ class StateManager:
         tls: TlsFiles | None = None,
         replica_wait_s: float = REPLICA_SETTLE_S,
         workers: int | None = None,
+        sealing: Sealing | None = None,
         clock: Clock | None = None,
     ) -> None:
         """Bind to a cluster; see `AsyncStateManager` for the arguments.
@@ -64,6 +66,7 @@ class StateManager:
             tls=tls,
             replica_wait_s=replica_wait_s,
             workers=workers,
+            sealing=sealing,
             clock=clock,
         )
         self._loop = LoopThread()

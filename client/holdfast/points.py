@@ -1,7 +1,7 @@
 """Making a recovery point: read every volume in spans, keep what is new, name the rest, commit.
 
-The producer walks the allocated ranges leaf by leaf beside the parent's index and hands spans to worker threads; the
-results are taken in order, so index trees grow from left to right while later spans are sealed and earlier ones sent.
+The producer walks the allocated ranges leaf by leaf beside the parent's index and hands spans to sealers; the results
+are taken in order, so index trees grow from left to right while later spans are sealed and earlier ones sent.
 What is in flight is bounded by spans and by the uploader's bytes, never by the volume's size.
 """
 
@@ -19,16 +19,9 @@ from holdfast.access import Access
 from holdfast.convert import BLOCK_CODECS, CONSISTENCY_NUMBERS, volume_spec
 from holdfast.index import IndexReader, LeafCursor
 from holdfast.results import Progress, ProgressCallback
-from holdfast.sources import VolumeSource, open_source
-from holdfast.spans import (
-    FingerprintCache,
-    LeafEntries,
-    SealedSpan,
-    SpanContext,
-    leaf_entries,
-    seal_volume_span,
-    spans_of_leaf,
-)
+from holdfast.sealers import LeafSpans, SealingProcesses, SessionProcesses, ThreadSealer, VolumeSealer
+from holdfast.sources import SharedSource, VolumeSource, open_source
+from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, spans_of_leaf
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind, Sealer
 from holdfast_core.model.limits import GIB, TREE_FAN_OUT
@@ -78,7 +71,7 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A span in a worker thread; `last` marks the last one of its leaf."""
+    """A span in a sealer's hands; `last` marks the last one of its leaf."""
 
     leaf: _Leaf
     future: concurrent.futures.Future[SealedSpan]
@@ -125,6 +118,7 @@ class PointReader:
         uploader: Uploader,
         index: IndexReader,
         executor: Executor,
+        processes: SealingProcesses,
         *,
         workers: int,
         key_epoch: int,
@@ -136,11 +130,14 @@ class PointReader:
         self._uploader = uploader
         self._index = index
         self._executor = executor
+        self._processes = processes
         self._in_flight_max = 2 * workers + 1
         self._ring = access.ring
         self._sealer = access.ring.sealer(Kind.VOLUME, key_epoch)
         self._sink = IndexSink(access.ring.sealer(Kind.INDEX, access.ring.structure_epoch_newest))
-        self._cache = FingerprintCache()
+        self._key_epoch = key_epoch
+        # One a codec: which block a repeated content is named by must not depend on who met it first.
+        self._caches: dict[Codec, FingerprintCache] = {}
         self._progress = progress
         self._damaged_index = damaged_index
         self._done_bytes = 0
@@ -162,15 +159,42 @@ class PointReader:
                 opened.append((spec, source))
             self._total_bytes = sum(source.size_bytes for _, source in opened)
             self.sums.logical_bytes = self._total_bytes
-            return [await self._read_volume(spec, source, sources) for spec, source in opened]
+            shared = {
+                spec.name: source
+                for spec, source in opened
+                if spec.name not in sources.given and isinstance(source, SharedSource)
+            }
+            async with self._processes.lend(sum(source.data_bytes() for source in shared.values())) as processes:
+                records = []
+                for spec, source in opened:
+                    sealer = self._sealer_of(spec, source, sources.damaged, processes, shared.get(spec.name))
+                    records.append(await self._read_volume(spec, source, sealer, sources))
+                return records
         finally:
             for _, source in opened:
                 source.close()
 
-    async def _read_volume(self, spec: VolumeSpec, source: VolumeSource, sources: PointSources) -> VolumeRecord:
-        context = SpanContext(
-            self._ring, self._sealer, BLOCK_CODECS[volume_spec(spec).codec], self._cache, sources.damaged
+    def _sealer_of(
+        self,
+        spec: VolumeSpec,
+        source: VolumeSource,
+        damaged: Container[bytes],
+        processes: SessionProcesses | None,
+        shared: SharedSource | None,
+    ) -> VolumeSealer:
+        codec = BLOCK_CODECS[volume_spec(spec).codec]
+        cache = self._caches.setdefault(codec, FingerprintCache())
+        context = SpanContext(self._ring, self._sealer, codec, cache, damaged)
+        threads = ThreadSealer(self._executor, context, source, damaged=damaged)
+        if processes is None or shared is None:
+            return threads
+        return processes.sealer(
+            shared.shared(), threads, codec=codec, keys=self._ring.volume_keys(self._key_epoch), damaged=damaged
         )
+
+    async def _read_volume(
+        self, spec: VolumeSpec, source: VolumeSource, sealer: VolumeSealer, sources: PointSources
+    ) -> VolumeRecord:
         builder = VolumeTreeBuilder(-(-source.size_bytes // spec.block_bytes), self._sink.store)
         parent = LeafCursor(self._index, _same_volume(sources.parent, spec))
         base = LeafCursor(self._index, _same_volume(sources.base, spec))
@@ -182,9 +206,8 @@ class PointReader:
                 async for leaf_index in self._allocated_leaves(source, spec.block_bytes * TREE_FAN_OUT):
                     parent_id, parent_leaf = await parent.leaf(leaf_index)
                     leaf = _Leaf(leaf_index, b"" if parent_id in sources.damaged else parent_id, parent_leaf)
-                    known = leaf_entries(parent_leaf, sources.damaged)
-                    similar = leaf_entries((await base.leaf(leaf_index))[1], sources.damaged)
-                    for item in self._submit(context, source, leaf, spec.block_bytes, known, similar):
+                    base_leaf = (await base.leaf(leaf_index))[1]
+                    for item in _submit(sealer, source.size_bytes, leaf, spec.block_bytes, base_leaf):
                         pending.append(item)
                         while len(pending) > self._in_flight_max:
                             blocks += await self._take(pending.popleft(), builder, group, offers)
@@ -221,36 +244,6 @@ class PointReader:
                 for leaf_index in range(max(upcoming, extent.start // leaf_bytes), -(-extent.end // leaf_bytes)):
                     yield leaf_index
                     upcoming = leaf_index + 1
-
-    def _submit(
-        self,
-        context: SpanContext,
-        source: VolumeSource,
-        leaf: _Leaf,
-        block_bytes: int,
-        parent: LeafEntries,
-        base: LeafEntries,
-    ) -> list[_Pending]:
-        leaf_offset = leaf.index * block_bytes * TREE_FAN_OUT
-        items = []
-        for first, end in spans_of_leaf(block_bytes):
-            if leaf_offset + first * block_bytes >= source.size_bytes:
-                break
-            future = self._executor.submit(
-                seal_volume_span,
-                context,
-                source,
-                leaf_offset=leaf_offset,
-                first_slot=first,
-                end_slot=end,
-                block_bytes=block_bytes,
-                parent=parent,
-                base=base,
-            )
-            end_offset = min(leaf_offset + end * block_bytes, source.size_bytes)
-            last = end == TREE_FAN_OUT or end_offset == source.size_bytes
-            items.append(_Pending(leaf, future, end_offset, last))
-        return items
 
     async def _take(
         self, item: _Pending, builder: VolumeTreeBuilder, group: asyncio.TaskGroup, offers: asyncio.Semaphore
@@ -299,6 +292,19 @@ def _same_volume(point: PointRecord | None, spec: VolumeSpec) -> VolumeRecord | 
         if volume.name == spec.name and volume.block_bytes == spec.block_bytes:
             return volume
     return None
+
+
+def _submit(
+    sealer: VolumeSealer, size_bytes: int, leaf: _Leaf, block_bytes: int, base: VolumeLeaf | None
+) -> list[_Pending]:
+    """Hand the spans of a leaf that lie within the volume to its sealer."""
+    offset = leaf.index * block_bytes * TREE_FAN_OUT
+    spans = [(first, end) for first, end in spans_of_leaf(block_bytes) if offset + first * block_bytes < size_bytes]
+    futures = sealer.submit(LeafSpans(offset, spans, block_bytes, leaf.parent, base))
+    return [
+        _Pending(leaf, future, min(offset + end * block_bytes, size_bytes), (first, end) == spans[-1])
+        for (first, end), future in zip(spans, futures, strict=True)
+    ]
 
 
 async def _abandon(pending: deque[_Pending]) -> None:

@@ -6,15 +6,15 @@ same bytes whatever a guest writes meanwhile. How far it changed while it was re
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol, runtime_checkable
 
+from holdfast.descriptors import Extent, RawReader, unreadable, volume_changed
 from holdfast.results import Consistency, VolumeSpec
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.uris import parse_volume_uri
@@ -22,13 +22,6 @@ from holdfast_core.model.uris import parse_volume_uri
 # Time stamps of files advance with the kernel's tick. A change in the same tick as the one before it leaves no trace,
 # so a file must have rested for longer than any tick before it is compared with itself.
 TIMESTAMP_STEP_S: Final = 0.02
-
-
-class Extent(NamedTuple):
-    """A range of bytes, `start` to before `end`."""
-
-    start: int
-    end: int
 
 
 class VolumeSource(Protocol):
@@ -68,6 +61,19 @@ class VolumeSource(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedSource(VolumeSource, Protocol):
+    """A source that is nothing but a file descriptor, so that another process can read it the same way."""
+
+    def shared(self) -> RawReader:
+        """Return how it is read; the descriptor stays the source's and is closed with it."""
+        ...
+
+    def data_bytes(self) -> int:
+        """Return about how many bytes there are to read, without looking at the extents."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Identity:
     """What of a file moves when it is written or replaced."""
@@ -98,12 +104,13 @@ class RawFileSource:
             # A pipe would make the open wait for a writer; files and block devices ignore the flag.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(str(path), error) from error
         try:
             self._begin = self._rested_identity()
         except BaseException:
             os.close(self._fd)
             raise
+        self._reader = RawReader(self._fd, name=str(path), size_bytes=self._begin.size_bytes, live=live)
         self._closed = False
 
     def _rested_identity(self) -> _Identity:
@@ -127,7 +134,7 @@ class RawFileSource:
                     ErrorCode.SOURCE_UNREADABLE, f"the volume {self._path} is neither a file nor a block device"
                 )
         except OSError as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable(str(self._path), error) from error
         return _Identity(status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
@@ -137,23 +144,7 @@ class RawFileSource:
 
     def allocated(self, start: int, end: int) -> Sequence[Extent]:
         """Return the data extents of the range by SEEK_DATA and SEEK_HOLE; all of it where they are not supported."""
-        return list(self._data_extents(start, min(end, self.size_bytes)))
-
-    def _data_extents(self, start: int, end: int) -> Iterator[Extent]:
-        at = start
-        while at < end:
-            try:
-                data = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return
-                yield Extent(at, end)
-                return
-            if data >= end:
-                return
-            hole = min(end, os.lseek(self._fd, data, os.SEEK_HOLE))
-            yield Extent(data, hole)
-            at = hole
+        return self._reader.allocated(start, end)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; what lies behind the end of a live file that shrank reads as zero.
@@ -161,18 +152,19 @@ class RawFileSource:
         Raises:
             HoldfastError: SOURCE_UNREADABLE, or VOLUME_CHANGED if the file has become shorter.
         """
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise _unreadable(self._path, error) from error
-            if count == 0:
-                if not self._live:
-                    raise self._changed()
-                buffer[done:] = bytes(len(buffer) - done)
-                return
-            done += count
+        self._reader.read_into(offset, buffer)
+
+    def shared(self) -> RawReader:
+        """Return how it is read."""
+        return self._reader
+
+    def data_bytes(self) -> int:
+        """Return the bytes that the file occupies; the size of a block device."""
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            raise unreadable(str(self._path), error) from error
+        return min(self.size_bytes, status.st_blocks * 512) if stat.S_ISREG(status.st_mode) else self.size_bytes
 
     def changed_since(self, point_id: str) -> Sequence[Extent] | None:
         """Return None: a plain file does not know what changed since which point."""
@@ -187,29 +179,19 @@ class RawFileSource:
         try:
             now = os.stat(self._path)
         except OSError as error:
-            raise _unreadable(self._path, error) from error
+            raise unreadable(str(self._path), error) from error
         same = self._identity() == self._begin and (now.st_dev, now.st_ino) == (self._begin.device, self._begin.inode)
         if same:
             return Consistency.OFFLINE
         if not self._live:
-            raise self._changed()
+            raise volume_changed(str(self._path))
         return Consistency.FUZZY
-
-    def _changed(self) -> HoldfastError:
-        return HoldfastError(
-            ErrorCode.VOLUME_CHANGED,
-            f"the volume {self._path} changed while it was read; stop the VM, or register the volume with live=True",
-        )
 
     def close(self) -> None:
         """Close the file."""
         if not self._closed:
             self._closed = True
             os.close(self._fd)
-
-
-def _unreadable(path: Path, error: OSError) -> HoldfastError:
-    return HoldfastError(ErrorCode.SOURCE_UNREADABLE, f"the volume {path} cannot be read: {error.strerror}")
 
 
 def open_source(spec: VolumeSpec) -> VolumeSource:

@@ -1,7 +1,8 @@
 """The work of one span of a volume or object: read, skip zeros, fingerprint, compare, compress, seal.
 
-A span is at most 8 MiB and never crosses an index leaf. All of its work is one call in a worker thread, because a trip
-through the event loop costs more than a block; the heavy calls release the GIL, so spans run in parallel.
+A span is at most 8 MiB and never crosses an index leaf. All of its work is one call in a worker thread or process,
+because a trip through the event loop costs more than a block; the heavy calls release the GIL, so spans run in
+parallel.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from holdfast.sources import Extent, VolumeSource
-from holdfast_core.model.block import Codec, SealedBlock, Sealer
-from holdfast_core.model.keys import KeyRing
+from holdfast_core.model.block import Buffer, Codec, SealedBlock, Sealer
 from holdfast_core.model.limits import MIB, TREE_FAN_OUT, VOLUME_BLOCK_BYTES_MAX
-from holdfast_core.model.tree import VolumeLeaf
+
+if TYPE_CHECKING:  # a worker process loads this module, and seals without them
+    from holdfast.descriptors import Extent
+    from holdfast_core.model.tree import VolumeLeaf
 
 SPAN_BYTES: Final = 8 * MIB
 _ZEROS: Final = bytes(VOLUME_BLOCK_BYTES_MAX)
@@ -47,6 +49,31 @@ class FingerprintCache:
         self._young[fingerprint] = reference
 
 
+class Fingerprinter(Protocol):
+    """The tenant's keys, as far as a span needs them beside its sealer."""
+
+    def fingerprint(self, plain: Buffer) -> bytes:
+        """Return 32 bytes that tell whether this plaintext is already known."""
+        ...
+
+
+class SpanSource(Protocol):
+    """What a span needs of its source; see `holdfast.sources.VolumeSource`."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size, fixed when the source was opened."""
+        ...
+
+    def allocated(self, start: int, end: int) -> Sequence[Extent]:
+        """Return the extents within the range that may hold other bytes than zero."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes at `offset`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SpanContext:
     """What all spans of one volume or object share.
@@ -55,7 +82,7 @@ class SpanContext:
         damaged: ids that count as not present.
     """
 
-    ring: KeyRing
+    ring: Fingerprinter
     sealer: Sealer
     codec: Codec
     cache: FingerprintCache
@@ -120,7 +147,7 @@ def spans_of_leaf(block_bytes: int) -> list[tuple[int, int]]:
 
 def seal_volume_span(
     context: SpanContext,
-    source: VolumeSource,
+    source: SpanSource,
     *,
     leaf_offset: int,
     first_slot: int,
@@ -178,7 +205,7 @@ def seal_volume_span(
 
 
 def _read(
-    source: VolumeSource,
+    source: SpanSource,
     extents: Sequence[Extent],
     *,
     start: int,

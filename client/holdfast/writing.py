@@ -18,6 +18,7 @@ from holdfast.index import IndexReader
 from holdfast.objects import ObjectWriter
 from holdfast.points import PointReader, PointSources, ReadSums
 from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, Transfer, TransferStats
+from holdfast.sealers import SealingProcesses
 from holdfast.sessions import COMMIT_TIMEOUT_S, Session
 from holdfast.sources import VolumeSource
 from holdfast.uploader import Uploader
@@ -48,6 +49,7 @@ class Toolbox:
     endpoints: Endpoints
     pool: NodePool
     executor: Executor
+    processes: SealingProcesses
     clock: Clock
     workers: int
     random_bytes: Callable[[int], bytes]
@@ -156,6 +158,7 @@ class PointJob(WriteJob[PointInfo]):
                 uploader,
                 tools.index(access, tools.reader(access)),
                 tools.executor,
+                tools.processes,
                 workers=tools.workers,
                 key_epoch=begun.key_epoch,
                 progress=self._progress,

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from holdfast_core.model.block import Kind, Opener, Sealer
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.lent import SealingKeys, fingerprint_of
 from holdfast_core.model.xaes import KEY_BYTES, NONCE_BYTES, Buffer, Xaes
 from holdfast_proto.v1.common_pb2 import TenantKeys
 from holdfast_proto.v1.records_pb2 import WrappedSecret
@@ -136,6 +137,7 @@ class KeyRing:
     def __init__(self, secrets: TenantSecrets) -> None:
         self.tenant: Final = secrets.tenant
         self.structure_epoch_newest: Final = max(secrets.structure_epochs)
+        self._secrets = secrets
         self._data_ciphers = {e: Xaes(_derive(CONTEXT_DATA_CIPHER, s)) for e, s in secrets.data_epochs.items()}
         self._data_nonce_keys = {e: _derive(CONTEXT_DATA_NONCE, s) for e, s in secrets.data_epochs.items()}
         self._structure_ciphers = {
@@ -187,7 +189,7 @@ class KeyRing:
         """Return the 32 bytes that tell whether this plaintext is already known; the same in every key epoch."""
         if self._fingerprint_key is None:
             raise _withheld()
-        return blake3(plain, key=self._fingerprint_key).digest()
+        return fingerprint_of(self._fingerprint_key, plain)
 
     def check_fingerprint(self, plain: Buffer, fingerprint: bytes, *, block_id: bytes) -> None:
         """Check an opened plaintext against what the index says of it.
@@ -215,6 +217,18 @@ class KeyRing:
             raise HoldfastError(ErrorCode.KEY_MISMATCH, f"there is no {secret} key of epoch {epoch} here")
         nonce_keys = self._structure_nonce_keys if structure else self._data_nonce_keys
         return Sealer(kind=kind, epoch=epoch, cipher=cipher, nonce_key=nonce_keys[epoch])
+
+    def volume_keys(self, epoch: int) -> SealingKeys:
+        """Return what another process needs to fingerprint and seal volume blocks under key `epoch`.
+
+        Raises:
+            HoldfastError: KEY_MISMATCH if there is no such epoch here.
+        """
+        secret = self._secrets.data_epochs.get(epoch)
+        if secret is None or self._fingerprint_key is None:
+            raise HoldfastError(ErrorCode.KEY_MISMATCH, f"there is no data key of epoch {epoch} here")
+        cipher_key = _derive(CONTEXT_DATA_CIPHER, secret)
+        return SealingKeys(Kind.VOLUME, epoch, cipher_key, self._data_nonce_keys[epoch], self._fingerprint_key)
 
     def opener(self) -> Opener:
         """Return an opener for every epoch that is here."""
