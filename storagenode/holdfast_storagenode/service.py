@@ -211,7 +211,7 @@ def _get(store: BlockStore, capability: Capability, ids: Sequence[bytes], first:
 
 
 def _confined(item: Found, capability: Capability) -> Found:
-    if isinstance(item, Verdict) or kind_of(item.data) in capability.kinds:
+    if isinstance(item, Verdict) or kind_of(item.data) in capability.kinds_for("get"):
         return item
     return Verdict.DENIED
 

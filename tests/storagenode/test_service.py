@@ -107,6 +107,18 @@ async def test_a_capability_reaches_its_kinds_alone(served: Served) -> None:
     )
 
 
+async def test_a_writer_reads_the_index_and_no_data(served: Served) -> None:
+    blocks = [make_block(number, kind=kind) for number, kind in enumerate(Kind)]
+    packed = b"".join(block.id for block in blocks)
+    index = frozenset({int(Kind.INDEX)})
+    writer = served.client(mint(served.coordinator.signer, verbs=("put", "has", "get"), read_kinds=index))
+    assert (await writer.put([batch_of(blocks)]))[0].verdicts == bytes([Verdict.OK] * 3)
+    (answer,) = await writer.stream("GetBlocks", pb.GetBlocksRequest(block_ids=packed))
+    assert answer.verdicts == bytes([Verdict.DENIED, Verdict.DENIED, Verdict.OK])
+    assert answer.blocks == blocks[2].data
+    assert (await writer.call("HasBlocks", pb.HasBlocksRequest(block_ids=packed))).verdicts == bytes([Verdict.OK] * 3)
+
+
 async def test_expiry_is_checked_again_for_each_batch(served: Served) -> None:
     client = served.client(mint(served.coordinator.signer, ttl_s=100))
     second = asyncio.Event()

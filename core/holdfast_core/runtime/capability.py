@@ -2,8 +2,10 @@
 
 A coordinator mints them, nodes verify them offline with the public keys that heartbeats bring. A token is a JSON Web
 Token (RFC 7519) signed with Ed25519 (RFC 8037, algorithm `EdDSA`), and only that algorithm is accepted; header `kid`
-names the key, `typ` is `holdfast-cap`. Claims: `iss` the cluster's id, `tnt` the tenant's number, `vrb` the verbs,
-`knd` the kinds of block, `iat`, `nbf` and `exp` in whole seconds, `sid` the session where there is one.
+names the key, `typ` is `holdfast-cap`. Claims: `iss` the cluster's id, `aud` the storage nodes of that cluster (a token
+that the same key signs for anybody else is none of theirs), `tnt` the tenant's number, `vrb` the verbs, `knd` the kinds
+of block, `rkn` the kinds that `get` reaches where those are fewer, `iat`, `nbf` and `exp` in whole seconds, `sid` the
+session where there is one.
 
 Clocks are passed in. Left out on purpose: revocation; a capability ends by expiry, which is why it lives briefly.
 """
@@ -53,6 +55,7 @@ class Capability:
         tenant: number of the only tenant whose blocks it reaches.
         verbs: subset of `VERBS`.
         kinds: subset of `KINDS`, numbered as in the header of a sealed block.
+        read_kinds: the part of `kinds` that `get` reaches; ask `kinds_for`.
         expires_unix_ms: Unix time in milliseconds at which it ends.
         session: id of the session it was minted for; empty where there was none.
     """
@@ -60,8 +63,13 @@ class Capability:
     tenant: int
     verbs: frozenset[str]
     kinds: frozenset[int]
+    read_kinds: frozenset[int]
     expires_unix_ms: int
     session: str = ""
+
+    def kinds_for(self, verb: str) -> frozenset[int]:
+        """Return the kinds of block that `verb` reaches; a writer's `get` reaches the index alone (ADR 0083)."""
+        return self.read_kinds if verb == "get" else self.kinds
 
     def require(self, verb: str) -> None:
         """Return if the capability names `verb`.
@@ -89,6 +97,7 @@ class CapabilitySigner:
         self._key_id = key_id
         self._key = Ed25519PrivateKey.from_private_bytes(private_key)
         self._cluster_id = cluster_id
+        self._audience = _audience(cluster_id)
 
     @property
     def key_id(self) -> str:
@@ -109,19 +118,32 @@ class CapabilitySigner:
         ttl_s: float,
         now_unix_ms: int,
         session: str = "",
+        read_kinds: frozenset[int] | None = None,
     ) -> str:
         """Return a token that is valid for `ttl_s` seconds, rounded up to whole seconds.
 
+        Args:
+            tenant: number of the only tenant whose blocks it reaches.
+            verbs: some of `VERBS`.
+            kinds: some of `KINDS`.
+            ttl_s: how long it is valid.
+            now_unix_ms: the time of minting.
+            session: id of the session it is for, if any.
+            read_kinds: the part of `kinds` that `get` reaches; None for all of it.
+
         Raises:
-            ValueError: if a verb or kind is unknown, or the set of either is empty.
+            ValueError: if a verb or kind is unknown, a set is empty, or `read_kinds` is no part of `kinds`.
         """
         if not verbs or not verbs <= VERBS:
             raise ValueError(f"verbs must be some of {sorted(VERBS)}")
         if not kinds or not kinds <= KINDS:
             raise ValueError(f"kinds must be some of {sorted(KINDS)}")
+        if read_kinds is not None and (not read_kinds or not read_kinds <= kinds):
+            raise ValueError(f"kinds to read must be some of {sorted(kinds)}; leave out the verb to read nothing")
         issued_s = now_unix_ms // 1000
         claims: dict[str, Any] = {
             "iss": self._cluster_id,
+            "aud": self._audience,
             "tnt": tenant,
             "vrb": sorted(verbs),
             "knd": sorted(int(kind) for kind in kinds),
@@ -129,6 +151,8 @@ class CapabilitySigner:
             "nbf": issued_s,
             "exp": math.ceil(now_unix_ms / 1000 + ttl_s),
         }
+        if read_kinds is not None and read_kinds != kinds:
+            claims["rkn"] = sorted(int(kind) for kind in read_kinds)
         if session:
             claims["sid"] = session
         headers = {"kid": self._key_id, "typ": _TYPE}
@@ -143,6 +167,7 @@ class CapabilityVerifier:
 
     def __init__(self, cluster_id: str, keys: Mapping[str, bytes]) -> None:
         self._cluster_id = cluster_id
+        self._audience = _audience(cluster_id)
         self._keys = {key_id: Ed25519PublicKey.from_public_bytes(raw) for key_id, raw in keys.items()}
 
     def verify(self, token: str, *, now_unix_ms: int) -> Capability:
@@ -150,11 +175,14 @@ class CapabilityVerifier:
 
         Raises:
             HoldfastError: DENIED with a message of its own for each reason: absent, malformed, unknown key, bad
-                signature, foreign cluster, not yet valid, expired.
+                signature, foreign cluster, another audience, not yet valid, expired.
         """
         claims = self._claims(token)
         if claims.get("iss") != self._cluster_id:
             raise _denied("the capability was issued for another cluster")
+        # One text and nothing else: a token for several audiences would be one that others may replay.
+        if claims.get("aud") != self._audience:
+            raise _denied("the capability is for another audience than the storage nodes")
         not_before_s, capability = _parse(claims)
         if now_unix_ms < not_before_s * 1000 - int(CLOCK_TOLERANCE_S * 1000):
             raise _denied("the capability is not valid yet; compare the clocks of coordinator and node")
@@ -168,7 +196,8 @@ class CapabilityVerifier:
             raise _denied("the capability is malformed")
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError:
+        except (jwt.InvalidTokenError, RecursionError):
+            # The second for a header of a thousand brackets, which anybody may send.
             raise _denied("the capability is malformed") from None
         if header.get("typ") != _TYPE or header.get("alg") != _ALGORITHM:
             raise _denied("the capability is malformed")
@@ -184,24 +213,37 @@ class CapabilityVerifier:
         return claims
 
 
+def _audience(cluster_id: str) -> str:
+    return f"holdfast-storagenode/{cluster_id}"
+
+
 def _parse(claims: Mapping[str, Any]) -> tuple[int, Capability]:
     """Return (not before in seconds, capability) from signed claims; a signer of ours never makes bad ones."""
     tenant, verbs, kinds = claims.get("tnt"), claims.get("vrb"), claims.get("knd")
     not_before_s, expires_s = claims.get("nbf"), claims.get("exp")
+    # Absent where `get` reaches all kinds.
+    read_kinds = claims.get("rkn", kinds)
     if not (
         isinstance(tenant, int)
         and 0 <= tenant < 2**32
         and isinstance(verbs, list)
         and isinstance(kinds, list)
+        and isinstance(read_kinds, list)
         and isinstance(not_before_s, int)
         and isinstance(expires_s, int)
     ):
         raise _denied("the capability is malformed")
+    allowed = _kinds(kinds)
     capability = Capability(
         tenant=tenant,
         verbs=frozenset(str(verb) for verb in verbs) & VERBS,
-        kinds=frozenset(kind for kind in kinds if isinstance(kind, int)) & KINDS,
+        kinds=allowed,
+        read_kinds=_kinds(read_kinds) & allowed,
         expires_unix_ms=expires_s * 1000,
         session=str(claims.get("sid", "")),
     )
     return not_before_s, capability
+
+
+def _kinds(numbers: list[Any]) -> frozenset[int]:
+    return frozenset(number for number in numbers if isinstance(number, int)) & KINDS
