@@ -1,20 +1,20 @@
-"""Channels and server credentials: sizes, keep-alive, and who may talk in plain text.
+"""Channels: sizes, keep-alive, and who may talk in plain text.
 
-Keys of tenants cross these channels, so plain text is for this machine only (loopback and Unix sockets), on both ends.
-Across machines it is mutual TLS or nothing.
+Keys of tenants cross these channels, so plain text is for this machine only (loopback and Unix sockets). Across
+machines a client speaks mutual TLS or nothing; a service serves plain text there only where an option says so (ADR
+0062).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import grpc.aio
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import MESSAGE_BYTES_MAX
 from holdfast_core.runtime.options import UNIX_SCHEME, TlsFiles, is_loopback
+from holdfast_core.runtime.tls import TlsMaterial, TlsReader, channel_credentials
 
 # An error may name 1,024 blocks of 32 bytes, which base 64 makes a third longer on the way; gRPC's own bound is 8 KiB.
 _METADATA_BYTES_MAX: Final = 96 * 1024
@@ -53,12 +53,61 @@ SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 
 
 def open_channel(address: str, *, tls: TlsFiles | None = None) -> grpc.aio.Channel:
-    """Open a channel to HOST:PORT or unix:PATH; it connects at the first call.
+    """Open a channel to HOST:PORT or unix:PATH; it connects at the first call, and keeps to the files as they are now.
 
     Raises:
         HoldfastError: INVALID_ARGUMENT if the address has another form, is not on this machine and there is no TLS,
-            or a TLS file cannot be read.
+            or the TLS files cannot be used.
     """
+    return _open(address, TlsReader(tls).current() if tls is not None else None)
+
+
+class Channels:
+    """Channels by address, opened when first asked for. Belongs to one event loop.
+
+    When the TLS files change, everything is opened anew at the next question. What was open before stays so until the
+    change after that, for the calls under way on it.
+    """
+
+    def __init__(self, tls: TlsFiles | None = None) -> None:
+        """Read the TLS files.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if they cannot be used.
+        """
+        self._reader = TlsReader(tls) if tls is not None else None
+        self._open: dict[str, grpc.aio.Channel] = {}
+        self._replaced: list[grpc.aio.Channel] = []
+        self._stale: list[grpc.aio.Channel] = []
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """Return the channel to an address.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT as `open_channel`.
+        """
+        if self._reader is not None and self._reader.changed() is not None:
+            self._stale += self._replaced
+            self._replaced, self._open = list(self._open.values()), {}
+        channel = self._open.get(address)
+        if channel is None:
+            material = self._reader.current() if self._reader is not None else None
+            channel = self._open[address] = _open(address, material)
+        return channel
+
+    async def tidy(self) -> None:
+        """Close channels that were replaced before the last change."""
+        while self._stale:
+            await self._stale.pop().close()
+
+    async def close(self) -> None:
+        """Close all channels; calls under way end as cancelled."""
+        self._stale += [*self._replaced, *self._open.values()]
+        self._replaced, self._open = [], {}
+        await self.tidy()
+
+
+def _open(address: str, tls: TlsMaterial | None) -> grpc.aio.Channel:
     local = is_loopback(address)
     if tls is None or address.startswith(UNIX_SCHEME):
         if not local:
@@ -67,42 +116,18 @@ def open_channel(address: str, *, tls: TlsFiles | None = None) -> grpc.aio.Chann
                 f"{address} is not on this machine, and without TLS keys would travel in the clear; give the TLS files",
             )
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=_read_pem(tls.ca),
-        private_key=_read_pem(tls.key),
-        certificate_chain=_read_pem(tls.cert),
-    )
-    return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, channel_credentials(tls), options=_CHANNEL_OPTIONS)
 
 
-def check_bind(address: str, tls: TlsFiles | None) -> None:
+def check_bind(address: str, tls: TlsFiles | None, *, plaintext_on_network: bool = False) -> None:
     """Check that a service may listen on `address`.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT if it would speak plain text to other machines.
+        HoldfastError: INVALID_ARGUMENT if it would speak plain text to other machines and nobody asked for that.
     """
-    if tls is None and not is_loopback(address):
+    if tls is None and not plaintext_on_network and not is_loopback(address):
         raise HoldfastError(
             ErrorCode.INVALID_ARGUMENT,
-            f"{address} can be reached from other machines; give the TLS files, or bind 127.0.0.1",
+            f"{address} can be reached from other machines; give the TLS files, or bind 127.0.0.1 "
+            "(--insecure-plaintext-on-network serves plain text there, for a network that encrypts below)",
         )
-
-
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials of a server that takes only clients with a certificate of the same CA.
-
-    Raises:
-        HoldfastError: INVALID_ARGUMENT if a file cannot be read.
-    """
-    return grpc.ssl_server_credentials(
-        [(_read_pem(tls.key), _read_pem(tls.cert))], root_certificates=_read_pem(tls.ca), require_client_auth=True
-    )
-
-
-def _read_pem(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise HoldfastError(
-            ErrorCode.INVALID_ARGUMENT, f"the TLS file {path} cannot be read: {error.strerror}"
-        ) from error

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import RPC_TIMEOUT_S
-from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.channels import Channels
 from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.requests import request_metadata
@@ -53,7 +53,9 @@ class Endpoints:
         self.addresses = tuple(dict.fromkeys(addresses))
         self._what = what
         self._credential = credential
-        self._channels = [open_channel(address, tls=tls) for address in self.addresses]
+        self._channels = Channels(tls)
+        for address in self.addresses:
+            self._channels.to(address)
         self._good = 0
 
     async def call(
@@ -73,10 +75,13 @@ class Endpoints:
         metadata = self.metadata()
         failures: list[HoldfastError] = []
         start = self._good
-        for step in range(len(self._channels)):
-            at = (start + step) % len(self._channels)
+        await self._channels.tidy()
+        for step in range(len(self.addresses)):
+            at = (start + step) % len(self.addresses)
             try:
-                response = await method(self._channels[at])(request, timeout=timeout_s, metadata=metadata)
+                response = await method(self._channels.to(self.addresses[at]))(
+                    request, timeout=timeout_s, metadata=metadata
+                )
             except grpc.aio.AioRpcError as failure:
                 error = error_from_rpc(failure, peer=f"{self._what} {self.addresses[at]}")
                 if not _try_another(error):
@@ -139,16 +144,15 @@ class Endpoints:
 
     def channel(self) -> grpc.aio.Channel:
         """Return the channel of the coordinator that answered last, for streams; a failed stream calls `advance`."""
-        return self._channels[self._good]
+        return self._channels.to(self.addresses[self._good])
 
     def advance(self) -> None:
         """Make the next coordinator the one to use, after a stream to the present one broke."""
-        self._good = (self._good + 1) % len(self._channels)
+        self._good = (self._good + 1) % len(self.addresses)
 
     async def close(self) -> None:
         """Close all channels; calls in flight end as cancelled."""
-        for channel in self._channels:
-            await channel.close()
+        await self._channels.close()
 
     def _none_answered(self, failures: Sequence[HoldfastError]) -> HoldfastError:
         if len(failures) == 1:

@@ -17,13 +17,14 @@ from prometheus_client import CollectorRegistry
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.calls import CallInterceptor, Guard
-from holdfast_core.runtime.channels import SERVER_OPTIONS, check_bind, server_credentials
+from holdfast_core.runtime.channels import SERVER_OPTIONS, check_bind
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.health import HealthService
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.metrics import CallMetrics, MetricsPage, new_registry, serve_metrics
-from holdfast_core.runtime.options import UNIX_SCHEME, TlsFiles, format_address, parse_address
+from holdfast_core.runtime.options import UNIX_SCHEME, TlsFiles, format_address, is_loopback, parse_address
 from holdfast_core.runtime.signals import termination_signals
+from holdfast_core.runtime.tls import TlsReader, server_credentials
 
 DRAIN_GRACE_S: Final = 10.0
 
@@ -47,13 +48,16 @@ class ServiceHost:
         registry: CollectorRegistry | None = None,
         clock: Clock | None = None,
         guard: Guard | None = None,
+        plaintext_on_network: bool = False,
     ) -> None:
         """Prepare a server called `name` (for its log) on `bind`, HOST:PORT with port 0 for a free one, or unix:PATH.
 
+        `plaintext_on_network` lets it speak plain text to other machines.
+
         Raises:
-            HoldfastError: INVALID_ARGUMENT if it would speak plain text to other machines (see `check_bind`).
+            HoldfastError: INVALID_ARGUMENT if it would do so without being told (see `check_bind`).
         """
-        check_bind(bind, tls)
+        check_bind(bind, tls, plaintext_on_network=plaintext_on_network)
         self.registry = registry if registry is not None else new_registry()
         self._bind = bind
         self._tls = tls
@@ -103,7 +107,7 @@ class ServiceHost:
 
         Raises:
             HoldfastError: CONFLICT if the address is taken or is not this machine's, INVALID_ARGUMENT for TLS files
-                that cannot be read.
+                that cannot be used.
         """
         self._health = HealthService(self._names)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -118,7 +122,19 @@ class ServiceHost:
         else:
             self._address = format_address(parse_address(self._bind)[0], port)
         self._log.info("started", address=self._address, tls=self._tls is not None, metrics_port=self.metrics_port)
+        if self._tls is None:
+            self._tell_of_plain_text()
         return port
+
+    def _tell_of_plain_text(self) -> None:
+        if is_loopback(self._bind):
+            self._log.info("plain text on this machine only; give --tls-ca, --tls-cert and --tls-key to serve others")
+        else:
+            self._log.warning(
+                "plain text to other machines: whoever sits between reads and changes what passes; credentials and "
+                "keys are not taken or released on such connections",
+                address=self._address,
+            )
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Drain and end, within `grace_s` seconds."""
@@ -136,7 +152,8 @@ class ServiceHost:
         try:
             if self._tls is None:
                 return self._server.add_insecure_port(self._bind)
-            return self._server.add_secure_port(self._bind, server_credentials(self._tls))
+            reader = TlsReader(self._tls, notice=lambda text: self._log.info("tls", message=text))
+            return self._server.add_secure_port(self._bind, server_credentials(reader))
         except RuntimeError as error:
             raise HoldfastError(
                 ErrorCode.CONFLICT,

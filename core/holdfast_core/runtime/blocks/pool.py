@@ -15,7 +15,7 @@ import grpc.aio
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import RPC_TIMEOUT_S
 from holdfast_core.runtime.blocks.wire import GetAnswer, decode_get
-from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.channels import Channels
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
@@ -42,11 +42,14 @@ class NodePool:
     """
 
     def __init__(self, *, tls: TlsFiles | None = None, clock: Clock | None = None) -> None:
-        """Make an empty pool; `update` fills it. `tls` is the client's certificate for nodes that ask for one."""
-        self._tls = tls
+        """Make an empty pool; `update` fills it. `tls` is the client's certificate for nodes that ask for one.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if the TLS files cannot be used.
+        """
+        self._channels = Channels(tls)
         self._clock: Clock = clock or SystemClock()
         self._nodes: dict[str, NodeStatus] = {}
-        self._channels: dict[str, grpc.aio.Channel] = {}
         self._penalty_until_s: dict[str, float] = {}
         self._in_flight: dict[str, int] = {}
         self._closed = False
@@ -78,10 +81,7 @@ class NodePool:
             raise _unreachable(node_id, "is not registered")
         if self._closed:
             raise _unreachable(node_id, "was asked after the pool was closed")
-        channel = self._channels.get(node.address)
-        if channel is None:
-            channel = self._channels[node.address] = open_channel(node.address, tls=self._tls)
-        return channel
+        return self._channels.to(node.address)
 
     def rank(self, node_id: str) -> tuple[bool, int]:
         """Return a sort key: nodes that answer come before those that are down or just failed, idle before busy."""
@@ -112,6 +112,7 @@ class NodePool:
             request_serializer=GetBlocksRequest.SerializeToString,
             response_deserializer=decode_get,
         )
+        await self._channels.tidy()
         self._in_flight[node_id] = self._in_flight.get(node_id, 0) + 1
         call = method(GetBlocksRequest(block_ids=b"".join(block_ids)), metadata=((CAPABILITY_KEY, capability),))
         try:
@@ -150,6 +151,7 @@ class NodePool:
             request_serializer=HasBlocksRequest.SerializeToString,
             response_deserializer=HasBlocksResponse.FromString,
         )
+        await self._channels.tidy()
         request = HasBlocksRequest(block_ids=block_ids, layout_epoch=layout_epoch, verify=verify)
         try:
             answer = await method(request, metadata=((CAPABILITY_KEY, capability),), timeout=timeout_s)
@@ -182,6 +184,4 @@ class NodePool:
     async def close(self) -> None:
         """Close every channel. Calls under way fail."""
         self._closed = True
-        channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
-            await channel.close()
+        await self._channels.close()
