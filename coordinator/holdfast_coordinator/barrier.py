@@ -52,11 +52,13 @@ class Findings:
     Attributes:
         checked: ids that were asked for, repeats counted.
         under_replicated: ids that are durable, but not on all owners.
+        new_bytes: what the newly named blocks hold unsealed, at most; what the tenant's quota is charged with.
         suspects: ids that were named and are recorded as damaged.
     """
 
     checked: int = 0
     under_replicated: int = 0
+    new_bytes: int = 0
     suspects: set[bytes] = field(default_factory=set)
 
 
@@ -82,18 +84,47 @@ class Barrier:
         """
         findings = Findings()
         for volume in volumes:
-            old = None if damaged else older.get(volume.name)
-            if old is not None and old.root:
-                walk = DiffWalk(volume.root, positions(volume), old.root, positions(old))
-                try:
-                    await self._check(walk, damaged, findings)
-                    continue
-                except HoldfastError as error:
-                    if error.code not in (ErrorCode.MISSING, ErrorCode.CORRUPT):
-                        raise
-                    # The older tree may be what cannot be read: then nothing vouches, and all is asked for.
-            await self._check_new(DiffWalk(volume.root, positions(volume), b"", 0), damaged, findings)
+            old = older.get(volume.name)
+            named = None
+            if old is not None and not damaged:
+                named = await self._checked_against(volume, old, damaged, findings)
+            if named is None:
+                named = await self._check_new(DiffWalk(volume.root, positions(volume), b"", 0), damaged, findings)
+                if damaged and old is not None:
+                    named = min(named, await self._named_beyond(volume, old, most=named))
+            findings.new_bytes += min(named * volume.block_bytes, volume.size_bytes)
         return findings
+
+    async def _checked_against(
+        self, volume: VolumeRecord, old: VolumeRecord, damaged: frozenset[bytes], findings: Findings
+    ) -> int | None:
+        """Check what a volume names beyond an older one; None if that could not be read to the end."""
+        if not old.root:
+            return None
+        walk = DiffWalk(volume.root, positions(volume), old.root, positions(old))
+        try:
+            return await self._check(walk, damaged, findings)
+        except HoldfastError as error:
+            if error.code not in (ErrorCode.MISSING, ErrorCode.CORRUPT):
+                raise
+            # The older tree may be what cannot be read: then nothing vouches, and all is asked for.
+            return None
+
+    async def _named_beyond(self, volume: VolumeRecord, old: VolumeRecord, *, most: int) -> int:
+        """Count the blocks that a volume names beyond an older one, `most` if that cannot be told.
+
+        Damage anywhere makes a commit vouch for everything anew; that is no reason to charge for everything anew.
+        """
+        walk = DiffWalk(volume.root, positions(volume), old.root, positions(old))
+        named = 0
+        try:
+            while not walk.done:
+                named += len(set((await self._step(walk)).block_ids))
+        except HoldfastError as error:
+            if error.code not in (ErrorCode.MISSING, ErrorCode.CORRUPT):
+                raise
+            return most
+        return named
 
     async def check_object(self, stored: ObjectRecord, damaged: frozenset[bytes]) -> Findings:
         """Check an object. Raises as `check_volumes`."""
@@ -102,29 +133,39 @@ class Barrier:
         await self._check_new(scan, damaged, findings)
         return findings
 
-    async def _check_new(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> None:
+    async def _check_new(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> int:
         """Check a tree of which every node should be readable because the client has just written it."""
         try:
-            await self._check(walk, damaged, findings)
+            return await self._check(walk, damaged, findings)
         except HoldfastError as error:
             if error.code is not ErrorCode.MISSING:
                 raise
             raise not_durable(error.block_ids) from error
 
-    async def _check(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> None:
+    async def _check(self, walk: Walk, damaged: frozenset[bytes], findings: Findings) -> int:
+        """Check all that a walk finds; return how many blocks it named, index nodes left out."""
+        named = 0
         collected: dict[bytes, None] = {}
         while not walk.done:
-            blocks = await self._fetch(walk.wanted(NODES_PER_READ))
-            # Opening and parsing some dozens of nodes is milliseconds of pure computing: in a thread, so that
-            # heartbeats and other sessions are served meanwhile.
-            found = await asyncio.to_thread(self._digest, walk, blocks)
+            found = await self._step(walk)
+            before = len(collected)
+            collected.update(dict.fromkeys(found.block_ids))
+            named += len(collected) - before
+            collected.update(dict.fromkeys(found.index_ids))
             for ids in found:
-                collected.update(dict.fromkeys(ids))
                 findings.suspects.update(damaged.intersection(ids))
             if len(collected) >= CHECKED_IDS:
                 await self._ask(collected, findings)
                 collected = {}
         await self._ask(collected, findings)
+        return named
+
+    async def _step(self, walk: Walk) -> NewReferences:
+        """Bring a walk nodes that it wants, and return what it finds in them."""
+        blocks = await self._fetch(walk.wanted(NODES_PER_READ))
+        # Opening and parsing some dozens of nodes is milliseconds of pure computing: in a thread, so that heartbeats
+        # and other sessions are served meanwhile.
+        return await asyncio.to_thread(self._digest, walk, blocks)
 
     async def _fetch(self, node_ids: Sequence[bytes]) -> Mapping[bytes, SealedBlock]:
         """Bring index nodes; our capability shows us nothing else, so a block of another kind is a malformed tree."""

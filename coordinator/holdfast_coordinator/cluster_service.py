@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
 
 from holdfast_coordinator import keyspace
-from holdfast_coordinator.access.call import current_call
+from holdfast_coordinator.access.call import Call, current_call
 from holdfast_coordinator.bootstrap import Cluster
+from holdfast_coordinator.grants import without_counters
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.layouts import Layouts, partitions_without_quorum, waiting_for_nodes
-from holdfast_coordinator.membership import Membership
+from holdfast_coordinator.membership import Membership, check_speaks_for, of_node
 from holdfast_coordinator.records import count, each, parse
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -21,11 +22,13 @@ from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1 import cluster_pb2 as pb
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceServicer
+from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_proto.v1.records_pb2 import PointRecord
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 LOCATED_IDS_MAX: Final = 4096
+_CLUSTER: Final = "cluster"
 
 
 class ClusterService(ClusterServiceServicer):
@@ -53,10 +56,13 @@ class ClusterService(ClusterServiceServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
         """Register a node and keep its lease; the node that completes the first layout's number makes it form."""
+        call = current_call()
+        call.require(of_node(request.status.node_id))
+        check_speaks_for(call.principal, request.status.node_id)
         lease_id = await self._membership.heartbeat(
-            request.status, lease_id=request.lease_id, incarnation=request.incarnation
+            request.status, lease_id=request.lease_id, incarnation=request.incarnation, entry=call.entry
         )
-        await self._layouts.form_first()
+        await self._layouts.form_first(call.entry)
         messages = self._view.state.layout_set.messages
         return pb.HeartbeatResponse(
             lease_id=lease_id,
@@ -68,10 +74,13 @@ class ClusterService(ClusterServiceServicer):
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """List nodes."""
-        return pb.ListNodesResponse(nodes=(await self._view.fresh()).nodes)
+        call = current_call()
+        call.filtered(_CLUSTER)
+        return pb.ListNodesResponse(nodes=shown_nodes(call, await self._view.fresh()))
 
     async def GetLayout(self, request: pb.GetLayoutRequest, context: Context) -> pb.GetLayoutResponse:
         """Return the living layouts."""
+        current_call().filtered(_CLUSTER)
         state = await self._view.fresh()
         return pb.GetLayoutResponse(
             layouts=state.layout_set.messages,
@@ -81,6 +90,7 @@ class ClusterService(ClusterServiceServicer):
 
     async def PlanLayout(self, request: pb.PlanLayoutRequest, context: Context) -> pb.PlanLayoutResponse:
         """Compute the next layout; change nothing."""
+        current_call().require(_CLUSTER)
         plan = await self._layouts.plan(request.remove_node_ids)
         return pb.PlanLayoutResponse(
             layout=plan.layout.to_message(),
@@ -92,19 +102,27 @@ class ClusterService(ClusterServiceServicer):
 
     async def ApplyLayout(self, request: pb.ApplyLayoutRequest, context: Context) -> pb.ApplyLayoutResponse:
         """Apply the plan by one compare-and-swap on the epoch."""
-        layout = await self._layouts.apply(request.previous_epoch, request.remove_node_ids)
+        call = current_call()
+        call.require(_CLUSTER)
+        layout = await self._layouts.apply(request.previous_epoch, request.remove_node_ids, call.entry)
         return pb.ApplyLayoutResponse(layout=layout.to_message())
 
     async def WatchCluster(
         self, request: pb.WatchClusterRequest, context: Context
     ) -> AsyncIterator[pb.WatchClusterResponse]:
         """Stream layouts and nodes, first as they are, then as they change."""
+        call = current_call()
+        call.filtered(_CLUSTER)
         await self._view.fresh()
         async for state in self._view.changes():
-            yield pb.WatchClusterResponse(layouts=state.layout_set.messages, nodes=state.nodes)
+            # A watch outlives what its caller was allowed when it began.
+            if not call.may(call.permission, ""):
+                raise HoldfastError(ErrorCode.DENIED, f"{call.principal} does not hold {call.permission} any more")
+            yield pb.WatchClusterResponse(layouts=state.layout_set.messages, nodes=shown_nodes(call, state))
 
     async def Locate(self, request: pb.LocateRequest, context: Context) -> pb.LocateResponse:
         """Say which nodes own given blocks."""
+        current_call().filtered(_CLUSTER)
         block_ids = split_ids(request.block_ids)
         if len(block_ids) > LOCATED_IDS_MAX:
             raise HoldfastError(
@@ -127,18 +145,20 @@ class ClusterService(ClusterServiceServicer):
     async def GetClusterStatus(
         self, request: pb.GetClusterStatusRequest, context: Context
     ) -> pb.GetClusterStatusResponse:
-        """Sum the cluster up."""
+        """Sum the cluster up, and count what the call's tenant has."""
+        call = current_call()
+        call.filtered(_CLUSTER)
         state = await self._view.fresh()
         newest = state.layout_set.newest
         sentence = self._sentence(state)
-        space = current_call().of.space
+        space = call.of.space
         return pb.GetClusterStatusResponse(
             cluster_id=self._cluster.record.cluster_id,
             state=sentence,
             writable=newest is not None and not partitions_without_quorum(newest, state.up),
             layout_epoch=newest.epoch if newest else 0,
             replicas=self._cluster.record.replicas,
-            nodes=state.nodes,
+            nodes=shown_nodes(call, state),
             vm_count=await count(self._store, space.vms_prefix),
             point_count=await self._living_points(space),
             object_count=await count(self._store, space.object_ids_prefix),
@@ -164,3 +184,10 @@ class ClusterService(ClusterServiceServicer):
                 f"there wait for {', '.join(down)}"
             )
         return "ready"
+
+
+def shown_nodes(call: Call, state: ClusterState) -> Sequence[NodeStatus]:
+    """Return the nodes as this caller may see them: what they hold is told to those who may read of all tenants."""
+    if call.allows_everywhere(call.permission, ""):
+        return state.nodes
+    return [without_counters(node) for node in state.nodes]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Barrier, Findings, not_durable
 from holdfast_coordinator.commit_rules import (
     check_belongs,
@@ -25,10 +27,12 @@ from holdfast_coordinator.damage import Damage
 from holdfast_coordinator.keyspace import TenantKeyspace, object_place, point_place
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.objects import Objects
+from holdfast_coordinator.ownership import Caller, check_made, check_owner, lapsed, of_task, of_vm
 from holdfast_coordinator.points import Points
 from holdfast_coordinator.records import Stored, parse_number, still
-from holdfast_coordinator.sessions import Sessions, lapsed
-from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, attempt, contention
+from holdfast_coordinator.sessions import Sessions
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
+from holdfast_coordinator.usage import UsageChange
 from holdfast_coordinator.view import ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing
@@ -44,6 +48,7 @@ from holdfast_core.runtime.metadata.store import (
 )
 from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, SessionRecord
 from holdfast_proto.v1.state_pb2 import CommitObjectRequest, CommitPointRequest
+from holdfast_proto.v1.tenants_pb2 import Quota
 
 R = TypeVar("R", PointRecord, ObjectRecord)
 
@@ -71,6 +76,7 @@ class Commits:
         self,
         store: MetadataStore,
         space: TenantKeyspace,
+        ledger: Ledger,
         *,
         sessions: Sessions,
         points: Points,
@@ -81,10 +87,13 @@ class Commits:
         ring: KeyRing,
         clock: Clock,
         metrics: CoordinatorMetrics,
+        quota: Quota,
     ) -> None:
-        """Bind to the store; `barrier` makes one for a set of layouts."""
+        """Bind to the store; `barrier` makes one for a set of layouts, `quota` is what the tenant may have."""
         self._store = store
         self._space = space
+        self._ledger = ledger
+        self._quota = quota
         self._sessions = sessions
         self._points = points
         self._objects = objects
@@ -95,13 +104,14 @@ class Commits:
         self._clock = clock
         self._metrics = metrics
 
-    async def commit_point(self, request: CommitPointRequest) -> PointRecord:
+    async def commit_point(self, request: CommitPointRequest, caller: Caller) -> PointRecord:
         """Make a session's point visible; if it is already, return it.
 
         Raises:
-            HoldfastError: NOT_DURABLE with the missing ids; SESSION_LAPSED; MISMATCH for another parent;
-                INVALID_ARGUMENT, LIMIT_EXCEEDED, CORRUPT for what no honest client sends; UNREACHABLE if too few nodes
-                or the metadata store do not answer; CONFLICT under contention.
+            HoldfastError: NOT_DURABLE with the missing ids; SESSION_LAPSED; MISMATCH for another parent; DENIED if the
+                caller may not any more what began the session; QUOTA_EXCEEDED; INVALID_ARGUMENT, LIMIT_EXCEEDED,
+                CORRUPT for what no honest client sends; UNREACHABLE if too few nodes or the metadata store do not
+                answer; CONFLICT under contention.
         """
         check_point_request(request)
         checked: _Checked | None = None
@@ -111,19 +121,21 @@ class Commits:
                 made = await self._points.find(request.session_id)
                 if made is None:
                     raise lapsed(request.session_id)
+                check_made(caller, request.session_id, "commit", of_vm(made.message.vm_id))
                 return made.message
+            check_owner(caller, session.message, "commit")
             check_belongs(session.message, request)
             point = new_point(session.message, request, self._ring)
             checked = await self._still_durable(checked, await self._point_check(session.message, point))
             if checked is None:
                 continue
             point.stats.under_replicated_blocks = checked.findings.under_replicated
-            if await self._publish_point(session, point, checked) is Outcome.APPLIED:
+            if await self._publish_point(caller.entry, session, point, checked) is Outcome.APPLIED:
                 self._metrics.committed("point")
                 return point
         raise contention(f"the commit of {request.session_id}")
 
-    async def commit_object(self, request: CommitObjectRequest) -> ObjectRecord:
+    async def commit_object(self, request: CommitObjectRequest, caller: Caller) -> ObjectRecord:
         """Make a session's object visible; if it is already, return it. Raises as `commit_point`."""
         check_object_request(request)
         checked: _Checked | None = None
@@ -133,7 +145,9 @@ class Commits:
                 made = await self._objects.find(request.session_id)
                 if made is None:
                     raise lapsed(request.session_id)
+                check_made(caller, request.session_id, "commit", of_task(made.message.task_id))
                 return made.message
+            check_owner(caller, session.message, "commit")
             stored = new_object(session.message, request, self._ring)
 
             async def check(barrier: Barrier, damaged: frozenset[bytes], stored: ObjectRecord = stored) -> Findings:
@@ -143,7 +157,7 @@ class Commits:
             if checked is None:
                 continue
             stored.stats.under_replicated_blocks = checked.findings.under_replicated
-            if await self._publish_object(session, stored, checked) is Outcome.APPLIED:
+            if await self._publish_object(caller.entry, session, stored, checked) is Outcome.APPLIED:
                 self._metrics.committed("object")
                 return stored
         raise contention(f"the commit of {request.session_id}")
@@ -192,11 +206,14 @@ class Commits:
                 return None
         return _Checked(layout_set.revision, mark, findings)
 
-    async def _publish_point(self, session: Stored[SessionRecord], point: PointRecord, checked: _Checked) -> Outcome:
+    async def _publish_point(
+        self, entry: Entry, session: Stored[SessionRecord], point: PointRecord, checked: _Checked
+    ) -> Outcome:
         number_key = self._space.point_number(point.vm_id)
         number = await self._store.get(number_key)
         point.number = parse_number(number) + 1
         point.created_unix_ms = self._clock.now_unix_ms()
+        point.charged_bytes = checked.findings.new_bytes
         place = point_place(point.vm_id, point.number)
         conditions: list[Condition] = [
             session.the_same,
@@ -213,17 +230,21 @@ class Commits:
             Put(number_key, str(point.number).encode()),
             *self._sessions.closing(session.message),
         ]
-        return await attempt(self._store, conditions, operations)
+        usage = UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=point.charged_bytes)
+        return await self._ledger.apply(entry, conditions, operations, usage if point.charged_bytes else None)
 
-    async def _publish_object(self, session: Stored[SessionRecord], stored: ObjectRecord, checked: _Checked) -> Outcome:
+    async def _publish_object(
+        self, entry: Entry, session: Stored[SessionRecord], stored: ObjectRecord, checked: _Checked
+    ) -> Outcome:
         stored.created_unix_ms = self._clock.now_unix_ms()
         place = object_place(stored.task_id, stored.created_unix_ms, stored.storage_id)
-        return await attempt(
-            self._store,
+        return await self._ledger.apply(
+            entry,
             [session.the_same, *checked.conditions, Absent(self._space.object_id(stored.storage_id))],
             [
                 Put(self._space.object(place), stored.SerializeToString()),
                 Put(self._space.object_id(stored.storage_id), place.encode()),
                 *self._sessions.closing(session.message),
             ],
+            UsageChange(tenant=self._space.tenant, quota=self._quota, objects=1, bytes=stored.size_bytes),
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import each, still
 from holdfast_coordinator.transactions import Outcome, attempt, contention
@@ -21,8 +23,8 @@ from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.metadata.store import Condition, Delete, KeyValue, MetadataStore, Operation, Put
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
-# A transaction takes 128 operations; one of them marks the change.
-_IDS_PER_TXN: Final = 100
+# A transaction of the ledger takes 100 operations of its callers; one of them marks the change.
+_IDS_PER_TXN: Final = 64
 _VERIFY_TIMEOUT_S: Final = 120.0
 
 
@@ -33,6 +35,7 @@ class Damage:
         self,
         store: MetadataStore,
         space: TenantKeyspace,
+        ledger: Ledger,
         view: ClusterView,
         pool: NodePool,
         capability: Callable[[], str],
@@ -40,6 +43,7 @@ class Damage:
         """Bind to the store and to the nodes; `capability` allows asking for presence."""
         self._store = store
         self._space = space
+        self._ledger = ledger
         self._view = view
         self._pool = pool
         self._capability = capability
@@ -52,8 +56,10 @@ class Damage:
         """Return all ids that are recorded."""
         return frozenset([self._id_of(item) async for item in each(self._store, self._space.damage_ids_prefix)])
 
-    async def report(self, block_ids: Sequence[bytes], resource_id: str) -> int:
+    async def report(self, block_ids: Sequence[bytes], resource_id: str, entry: Entry) -> int:
         """Record those ids that every owner confirms as lost, and return how many they are.
+
+        The audit log has the call with the first of them; what a crash leaves out the next reader reports again.
 
         Raises:
             HoldfastError: LIMIT_EXCEEDED for more ids than a request may name; INVALID_ARGUMENT for a wrong length.
@@ -69,7 +75,13 @@ class Damage:
             for block_id in dict.fromkeys(block_ids)
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
-        await self._write([Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost])
+        marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
+        entry.details["blocks"] = str(len(marks))
+        if marks:
+            first = [*marks[:_IDS_PER_TXN], Put(self._space.damage_head, b"")]
+            if await self._ledger.apply(entry, [], first) is not Outcome.APPLIED:
+                raise contention("the record of damaged blocks")
+        await self._write(marks[_IDS_PER_TXN:])
         return len(lost)
 
     async def heal(self, block_ids: Iterable[bytes], layouts: Sequence[Layout]) -> Sequence[bytes]:

@@ -16,11 +16,13 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import TenantSecrets
 from holdfast_core.model.limits import CAPABILITY_TTL_S
 from holdfast_core.runtime.clock import Clock
-from holdfast_proto.v1.common_pb2 import Grant
+from holdfast_proto.v1.common_pb2 import Grant, NodeStatus, TenantKeys
+from holdfast_proto.v1.records_pb2 import SessionRecord
 
 POINT_KINDS: Final = frozenset({int(Kind.VOLUME), int(Kind.INDEX)})
 OBJECT_KINDS: Final = frozenset({int(Kind.APPLICATION), int(Kind.INDEX)})
 ALL_KINDS: Final = POINT_KINDS | OBJECT_KINDS
+INDEX_KINDS: Final = frozenset({int(Kind.INDEX)})
 
 # A session writes, asks what is there, and reads its parent's index and the bases of deltas.
 SESSION_VERBS: Final = frozenset({"put", "has", "get"})
@@ -43,13 +45,13 @@ class Grants:
         """Sign with the chain's key of the moment; grant the tenant's secrets."""
         self._chain = chain
         self._tenant = secrets.tenant
-        self._keys = secrets.to_message()
+        self._secrets = secrets
         self._clock = clock
         self._own: dict[str, Token] = {}
 
-    def session_token(self, session_id: str, kinds: frozenset[int]) -> Token:
-        """Mint what a session needs to write and to read what it builds on."""
-        return self._mint(SESSION_VERBS, kinds, session_id)
+    def session_token(self, session_id: str, kinds: frozenset[int], *, may_read_data: bool) -> Token:
+        """Mint what a session needs to write and to read what it builds on: the index, and data for who may read it."""
+        return self._mint(SESSION_VERBS, kinds, session_id, read_kinds=kinds if may_read_data else INDEX_KINDS)
 
     def reader_token(self, kinds: frozenset[int]) -> Token:
         """Mint what a reader of points or of objects needs."""
@@ -57,7 +59,7 @@ class Grants:
 
     def index_reader(self) -> str:
         """Return the coordinator's own capability to read index nodes, and nothing else."""
-        return self._own_token("get", frozenset({int(Kind.INDEX)}))
+        return self._own_token("get", INDEX_KINDS)
 
     def presence_asker(self) -> str:
         """Return the coordinator's own capability to ask for presence."""
@@ -71,15 +73,31 @@ class Grants:
         """Return whether a capability minted then has lived more than half its life."""
         return self._clock.now_unix_ms() - issued_unix_ms > CAPABILITY_TTL_S * 500
 
-    def grant(self, state: ClusterState, token: Token) -> Grant:
-        """Put a grant together. The caller has checked `check_keys_may_leave`."""
+    def reader_grant(self, state: ClusterState, kinds: frozenset[int]) -> Grant:
+        """Put together what a reader of points or of objects needs. The caller has checked `check_keys_may_leave`."""
+        return self._grant(state, self.reader_token(kinds), self._secrets.to_message(), may_read_data=True)
+
+    def session_grant(
+        self, state: ClusterState, session: SessionRecord, kinds: frozenset[int], *, may_read_data: bool
+    ) -> Grant:
+        """Put together what a session needs. The caller has checked `check_keys_may_leave`.
+
+        Who may not read data gets the one data epoch that the session seals with: a thief of its keys who also has a
+        disk opens what was written under that epoch, and nothing older.
+        """
+        keys = self._secrets.to_message() if may_read_data else confined(self._secrets, session.key_epoch)
+        token = self.session_token(session.session_id, kinds, may_read_data=may_read_data)
+        return self._grant(state, token, keys, may_read_data=may_read_data)
+
+    def _grant(self, state: ClusterState, token: Token, keys: TenantKeys, *, may_read_data: bool) -> Grant:
         return Grant(
             layouts=state.layout_set.messages,
-            nodes=state.nodes,
+            nodes=map(without_counters, state.nodes),
             capability=token.text,
             capability_expires_unix_ms=token.expires_unix_ms,
-            keys=self._keys,
+            keys=keys,
             layout_revision=state.layout_set.revision,
+            may_read_data=may_read_data,
         )
 
     def _own_token(self, verb: str, kinds: frozenset[int]) -> str:
@@ -88,7 +106,14 @@ class Grants:
             token = self._own[verb] = self._mint(frozenset({verb}), kinds)
         return token.text
 
-    def _mint(self, verbs: frozenset[str], kinds: frozenset[int], session_id: str = "") -> Token:
+    def _mint(
+        self,
+        verbs: frozenset[str],
+        kinds: frozenset[int],
+        session_id: str = "",
+        *,
+        read_kinds: frozenset[int] | None = None,
+    ) -> Token:
         now_unix_ms = self._clock.now_unix_ms()
         text = self._chain.capability_signer().mint(
             tenant=self._tenant,
@@ -97,8 +122,33 @@ class Grants:
             ttl_s=CAPABILITY_TTL_S,
             now_unix_ms=now_unix_ms,
             session=session_id,
+            read_kinds=read_kinds,
         )
         return Token(text, now_unix_ms + int(CAPABILITY_TTL_S * 1000))
+
+
+def confined(secrets: TenantSecrets, data_epoch: int) -> TenantKeys:
+    """Return a tenant's keys as a writer gets them: of the data secrets only the epoch that it seals with. Pure.
+
+    The root stays, without which nobody recognises what is there already, cuts, or authenticates a record; it opens
+    nothing. Where the tenant keeps its data secret to itself there is none of it to begin with.
+    """
+    keys = secrets.to_message()
+    del keys.data_epochs[:]
+    keys.data_epochs.extend(epoch for epoch in secrets.to_message().data_epochs if epoch.epoch == data_epoch)
+    return keys
+
+
+def without_counters(node: NodeStatus) -> NodeStatus:
+    """Return of a node what it takes to talk to it. What it holds would tell one tenant what others write. Pure."""
+    return NodeStatus(
+        node_id=node.node_id,
+        address=node.address,
+        zone=node.zone,
+        up=node.up,
+        full=node.full,
+        layout_epoch=node.layout_epoch,
+    )
 
 
 def check_keys_may_leave(*, peer: str, encrypted: bool) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.bootstrap import Cluster
 from holdfast_coordinator.transactions import Outcome, attempt
 from holdfast_coordinator.view import ClusterState, ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode, LayoutPlan, plan_layout
 from holdfast_core.model.limits import MESSAGE_BYTES_MAX
-from holdfast_core.runtime.metadata.store import Absent, MetadataStore, ModRevisionIs, Put
+from holdfast_core.runtime.metadata.store import Absent, Condition, MetadataStore, ModRevisionIs, Operation, Put
 from holdfast_proto.v1.records_pb2 import NodeRecord
 
 # Every Begin carries all living layouts, 24 KiB each with the default partitions.
@@ -28,21 +31,31 @@ LIVING_LAYOUTS_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
 class Layouts:
     """Plans layouts and makes them the newest."""
 
-    def __init__(self, store: MetadataStore, view: ClusterView, cluster: Cluster) -> None:
+    def __init__(
+        self, store: MetadataStore, view: ClusterView, cluster: Cluster, *, ledger: Ledger | None = None
+    ) -> None:
         """Bind to the store."""
         self._store = store
+        self._ledger = ledger
         self._view = view
         self._cluster = cluster
 
-    async def form_first(self) -> None:
-        """Make the first layout if there is none and enough nodes have registered; of several callers one succeeds."""
+    async def form_first(self, entry: Entry) -> None:
+        """Make the first layout if there is none and enough nodes have registered; of several callers one succeeds.
+
+        `entry` is of the heartbeat that may have completed their number. Nobody asked for the layout, so the record of
+        it names the coordinator, under the same request.
+        """
         if self._view.state.layout_set.layouts:
             return
         state = await self._view.fresh()
         if state.layout_set.layouts or len(state.records) < self._cluster.nodes_needed:
             return
         plan = await self._planned(state, ())
-        await self._make_newest(state.layout_set, plan.layout)
+        own = replace(
+            entry, principal="coordinator", action="layout.form", resource="cluster", details={}, written=False
+        )
+        await self._make_newest(state.layout_set, plan.layout, own)
         await self._view.fresh()
 
     async def plan(self, remove_node_ids: Sequence[str]) -> LayoutPlan:
@@ -53,7 +66,7 @@ class Layouts:
         """
         return await self._planned(await self._view.fresh(), remove_node_ids)
 
-    async def apply(self, previous_epoch: int, remove_node_ids: Sequence[str]) -> Layout:
+    async def apply(self, previous_epoch: int, remove_node_ids: Sequence[str], entry: Entry) -> Layout:
         """Make the plan the newest layout and return it; a plan that changes nothing returns the present one.
 
         Raises:
@@ -67,13 +80,13 @@ class Layouts:
             raise _conflict(previous_epoch, epoch)
         plan = await self._planned(state, remove_node_ids)
         if newest and plan.layout.nodes == newest.nodes and plan.layout.owners == newest.owners:
+            entry.repeated()
             return newest
         _check_room(state.layout_set, plan.layout)
-        outcome = await self._make_newest(state.layout_set, plan.layout)
+        outcome = await self._make_newest(state.layout_set, plan.layout, entry)
         after = (await self._view.fresh()).layout_set.newest
-        # An unknown outcome is decided by what is there: our layout under our epoch is ours.
-        if outcome is not Outcome.REFUSED and after and after == plan.layout:
-            return after
+        if outcome is Outcome.APPLIED:
+            return plan.layout
         raise _conflict(previous_epoch, after.epoch if after else 0)
 
     async def _planned(self, state: ClusterState, remove_node_ids: Sequence[str]) -> LayoutPlan:
@@ -96,16 +109,17 @@ class Layouts:
             partitions=self._cluster.record.partitions,
         )
 
-    async def _make_newest(self, before: LayoutSet, layout: Layout) -> Outcome:
+    async def _make_newest(self, before: LayoutSet, layout: Layout, entry: Entry) -> Outcome:
         key = keyspace.layout_epoch(layout.epoch)
-        return await attempt(
-            self._store,
-            [ModRevisionIs(keyspace.LAYOUT_HEAD, before.revision), Absent(key)],
-            [
-                Put(keyspace.LAYOUT_HEAD, str(layout.epoch).encode()),
-                Put(key, layout.to_message().SerializeToString()),
-            ],
-        )
+        entry.details["epoch"] = str(layout.epoch)
+        conditions: list[Condition] = [ModRevisionIs(keyspace.LAYOUT_HEAD, before.revision), Absent(key)]
+        operations: list[Operation] = [
+            Put(keyspace.LAYOUT_HEAD, str(layout.epoch).encode()),
+            Put(key, layout.to_message().SerializeToString()),
+        ]
+        if self._ledger is None:
+            return await attempt(self._store, conditions, operations)
+        return await self._ledger.apply(entry, conditions, operations)
 
 
 def _check_room(living: LayoutSet, new: Layout) -> None:

@@ -52,6 +52,21 @@ def choose_restored(snapshot_id: str, backup_id: str, points: Sequence[PointReco
     return point
 
 
+def choose_heir(point_id: str, points: Sequence[PointRecord]) -> PointRecord | None:
+    """Return the nearest living point that builds on this one, the older of two as near; None if there is none."""
+    children: dict[str, list[PointRecord]] = {}
+    for point in points:
+        children.setdefault(point.parent_id, []).append(point)
+    generation = children.pop(point_id, [])
+    while generation:
+        for point in generation:
+            if not point.forgotten:
+                return point
+        # Taken out, so that records which name each other as parents end the search.
+        generation = [child for point in generation for child in children.pop(point.point_id, [])]
+    return None
+
+
 def _known(point_id: str, points: Sequence[PointRecord], what: str) -> PointRecord:
     for point in points:
         if point.point_id == point_id:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.records import Stored, load
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, attempt, contention
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -23,19 +25,24 @@ from holdfast_proto.v1.records_pb2 import NodeRecord
 INCARNATION_BYTES_MIN: Final = 8
 INCARNATION_BYTES_MAX: Final = 64
 _DEFAULT_ZONE: Final = "default"
+# What comes before a node's name in the URI of its certificate.
+_NODE_PRINCIPAL: Final = "/node/"
 
 
 class Membership:
     """Registers nodes and keeps their leases."""
 
-    def __init__(self, store: MetadataStore, clock: Clock, *, lease_ttl_s: float) -> None:
+    def __init__(self, store: MetadataStore, clock: Clock, *, lease_ttl_s: float, ledger: Ledger | None = None) -> None:
         """Bind to the store; a node is marked down `lease_ttl_s` seconds after its last heartbeat."""
         self._store = store
+        self._ledger = ledger
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
 
-    async def heartbeat(self, status: NodeStatus, *, lease_id: int, incarnation: bytes) -> int:
+    async def heartbeat(self, status: NodeStatus, *, lease_id: int, incarnation: bytes, entry: Entry) -> int:
         """Take a node's heartbeat; register it if it is new. Returns the lease that now keeps it up.
+
+        Only what is written of a node for good, its registration, goes into the audit log.
 
         Raises:
             HoldfastError: ALREADY_EXISTS if the name belongs to another node; INVALID_ARGUMENT for a malformed
@@ -46,13 +53,18 @@ class Membership:
         for _ in range(ATTEMPTS_MAX):
             found = await load(self._store, keyspace.node_record(status.node_id), NodeRecord)
             conditions, operations = self._registration(found, status, incarnation)
+            registers = bool(operations)
             seen = NodeStatus()
             seen.CopyFrom(status)
             seen.ClearField("up")
             seen.last_seen_unix_ms = self._clock.now_unix_ms()
             operations.append(Put(keyspace.node_status(status.node_id), seen.SerializeToString()))
             operations.append(Put(keyspace.node_lease(status.node_id), b"", lease_id))
-            outcome = await attempt(self._store, conditions, operations)
+            if registers and self._ledger is not None:
+                entry.details["step"] = "register" if found is None else "change"
+                outcome = await self._ledger.apply(entry, conditions, operations)
+            else:
+                outcome = await attempt(self._store, conditions, operations)
             if outcome is Outcome.APPLIED:
                 return lease_id
             lease_id = await self._kept(lease_id)
@@ -96,6 +108,26 @@ class Membership:
             else:
                 return lease_id
         return await self._store.grant_lease(self._lease_ttl_s)
+
+
+def check_speaks_for(principal: str, node_id: str) -> None:
+    """Check that a principal may send heartbeats of a node: one that is named as a node speaks for that one alone.
+
+    Raises:
+        HoldfastError: DENIED.
+    """
+    _, named, own_id = principal.rpartition(_NODE_PRINCIPAL)
+    if named and own_id != node_id:
+        raise HoldfastError(
+            ErrorCode.DENIED,
+            f"{principal} speaks for the node {own_id} and not for {node_id}; start each node with its own certificate",
+            facts={"resource": of_node(node_id)},
+        )
+
+
+def of_node(node_id: str) -> str:
+    """Return the resource of a node."""
+    return f"node/{node_id}"
 
 
 def _check(status: NodeStatus, lease_id: int, incarnation: bytes) -> None:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import Stored, check_fits_answer, load, parse
+from holdfast_coordinator.transactions import Outcome
+from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.metadata.store import Delete, MetadataStore
 from holdfast_proto.v1.records_pb2 import ObjectRecord
+from holdfast_proto.v1.tenants_pb2 import Quota
 
 
 class Objects:
     """Objects of one tenant. They outlive every VM; nothing but `forget` removes them."""
 
-    def __init__(self, store: MetadataStore, space: TenantKeyspace) -> None:
-        """Bind to the store."""
+    def __init__(self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, quota: Quota) -> None:
+        """Bind to the store; `quota` is what the tenant may have."""
         self._store = store
         self._space = space
+        self._ledger = ledger
+        self._quota = quota
 
     async def find(self, storage_id: str) -> Stored[ObjectRecord] | None:
         """Return an object's record, None if there is no such id.
@@ -54,11 +61,17 @@ class Objects:
         snapshot = await self._store.snapshot([self._space.objects_of(task_id)])
         return [parse(item, ObjectRecord).message for item in check_fits_answer(snapshot.items, f"the task {task_id}")]
 
-    async def forget(self, storage_id: str) -> None:
+    async def forget(self, storage_id: str, entry: Entry) -> None:
         """Remove an object's record; its blocks fall to collection.
 
         Raises:
             HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id.
         """
         found = await self.get(storage_id)
-        await self._store.txn([], [Delete(self._space.object_id(storage_id)), Delete(found.key)])
+        usage = UsageChange(
+            tenant=self._space.tenant, quota=self._quota, objects=-1, bytes=-int(found.message.size_bytes)
+        )
+        operations = [Delete(self._space.object_id(storage_id)), Delete(found.key)]
+        if await self._ledger.apply(entry, [found.unchanged], operations, usage) is not Outcome.APPLIED:
+            # Nobody writes an object's record twice, so it is gone: somebody else removed it and gave its bytes back.
+            entry.repeated()

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
-from holdfast_coordinator.lineage import choose_restored
-from holdfast_coordinator.records import Stored, check_fits_answer, load, parse
+from holdfast_coordinator.lineage import choose_heir, choose_restored
+from holdfast_coordinator.records import Stored, check_fits_answer, load, parse, still
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
+from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
-from holdfast_core.runtime.metadata.store import MetadataStore, Put
+from holdfast_core.runtime.metadata.store import Condition, MetadataStore, Operation, Put
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
+from holdfast_proto.v1.tenants_pb2 import Quota
 
 
 class Points:
     """Points of one tenant."""
 
-    def __init__(self, store: MetadataStore, space: TenantKeyspace) -> None:
-        """Bind to the store."""
+    def __init__(self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, quota: Quota) -> None:
+        """Bind to the store; `quota` is what the tenant may have."""
         self._store = store
         self._space = space
+        self._ledger = ledger
+        self._quota = quota
 
     async def find(self, point_id: str) -> Stored[PointRecord] | None:
         """Return a point or lineage stub, None if there is no such id.
@@ -74,23 +81,55 @@ class Points:
         points = [stored.message for stored in await self.of_vm(snapshot.message.vm_id)]
         return choose_restored(snapshot_id, backup_id, points)
 
-    async def forget(self, point_id: str) -> None:
+    async def forget(self, point_id: str, entry: Entry) -> None:
         """Leave only a lineage stub of a point; nothing happens if it is one already.
 
-        An open session that builds on the point is not disturbed: it pins the roots.
+        What the point was charged for may live on in the points that build on it, so its charge moves to the nearest of
+        them that is alive; where there is none, it ends. An open session that builds on the point is not disturbed: it
+        pins the roots.
 
         Raises:
-            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id; CONFLICT if the record changed meanwhile.
+            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id; CONFLICT under contention.
         """
-        found = await self.get(point_id)
-        if found.message.forgotten:
-            return
-        stub = stub_of(found.message)
-        result = await self._store.txn([found.unchanged], [Put(found.key, stub.SerializeToString())])
-        if not result.succeeded:
-            now = await self.find(point_id)
-            if now is not None and not now.message.forgotten:
-                raise HoldfastError(ErrorCode.CONFLICT, f"the point {point_id} changed while it was forgotten")
+        for _ in range(ATTEMPTS_MAX):
+            found = await self.get(point_id)
+            if found.message.forgotten:
+                entry.repeated()
+                return
+            # Read before the points: any point that becomes visible later changes it, and so the heir stays the heir.
+            number_key = self._space.point_number(found.message.vm_id)
+            number = await self._store.get(number_key)
+            heir = await self._heir(found.message)
+            conditions: list[Condition] = [found.unchanged, still(number_key, number)]
+            operations: list[Operation] = [Put(found.key, stub_of(found.message).SerializeToString())]
+            freed = found.message.charged_bytes
+            if heir is not None:
+                before = heir.message.charged_bytes
+                heir.message.charged_bytes = inherited(heir.message, freed)
+                freed -= heir.message.charged_bytes - before
+                conditions.append(heir.unchanged)
+                operations.append(Put(heir.key, heir.message.SerializeToString()))
+            usage = UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=-freed) if freed else None
+            if await self._ledger.apply(entry, conditions, operations, usage) is Outcome.APPLIED:
+                return
+        raise contention(f"forgetting the point {point_id}")
+
+    async def _heir(self, point: PointRecord) -> Stored[PointRecord] | None:
+        """Return who takes over a point's charge, if there is one and something to take."""
+        if not point.charged_bytes:
+            return None
+        points = await self.of_vm(point.vm_id)
+        heir = choose_heir(point.point_id, [stored.message for stored in points])
+        return next((stored for stored in points if heir and stored.message.point_id == heir.point_id), None)
+
+
+def inherited(heir: PointRecord, charge_bytes: int) -> int:
+    """Return what a point is charged with once it takes over a forgotten one's charge. Pure.
+
+    Never more than its volumes hold: the rest was of content that went with the forgotten point.
+    """
+    size_bytes = sum(volume.size_bytes for volume in heir.volumes)
+    return max(heir.charged_bytes, min(heir.charged_bytes + charge_bytes, size_bytes))
 
 
 def stub_of(point: PointRecord) -> PointRecord:

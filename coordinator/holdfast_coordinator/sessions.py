@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.lineage import choose_parent
+from holdfast_coordinator.ownership import Caller, check_owner, describe_step, lapsed, of_task, of_vm
 from holdfast_coordinator.points import Points, roots_of
 from holdfast_coordinator.records import Stored, load, parse_number, still
-from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, attempt, contention
+from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
+from holdfast_coordinator.usage import UsageChange, changed
 from holdfast_coordinator.vms import Vms
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import BACKUP_PREFIX, OBJECT_PREFIX, SNAPSHOT_PREFIX, check_id, check_name, make_id
@@ -25,6 +29,7 @@ from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import Absent, Condition, Delete, MetadataStore, Operation, Put
 from holdfast_proto.v1.records_pb2 import PointRecord, SessionRecord, VmRecord
 from holdfast_proto.v1.state_pb2 import BeginObjectRequest, BeginPointRequest
+from holdfast_proto.v1.tenants_pb2 import Quota
 
 NONCE_BYTES = 16
 
@@ -48,6 +53,7 @@ class _Plan:
     base: PointRecord | None = None
     conditions: list[Condition] = field(default_factory=list)
     fencing: list[Operation] = field(default_factory=list)
+    takeover_of: str = ""
 
 
 class Sessions:
@@ -57,29 +63,40 @@ class Sessions:
         self,
         store: MetadataStore,
         space: TenantKeyspace,
+        ledger: Ledger,
         *,
         vms: Vms,
         points: Points,
         key_epoch: int,
         clock: Clock,
         ttl_s: float,
+        quota: Quota,
     ) -> None:
-        """Bind to the store; `key_epoch` is what new sessions seal with, `ttl_s` the term of a lease."""
+        """Bind to the store.
+
+        Args:
+            store, space, ledger, vms, points, clock: what it works with.
+            key_epoch: what new sessions seal with.
+            ttl_s: the term of a lease, seconds.
+            quota: what the tenant may have; no session begins once that is used up.
+        """
         self._store = store
         self._space = space
+        self._ledger = ledger
         self._vms = vms
         self._points = points
         self._key_epoch = key_epoch
         self._clock = clock
+        self._quota = quota
         self.ttl_s = ttl_s
 
-    async def begin_point(self, request: BeginPointRequest) -> PointSession:
-        """Open a session for a point, or find the one that the same request opened.
+    async def begin_point(self, request: BeginPointRequest, entry: Entry) -> PointSession:
+        """Open a session for a point, or find the one that the same request of the same principal opened.
 
         Raises:
             HoldfastError: NOT_FOUND, MISMATCH, NO_PARENT for what it names; BUSY with `seconds_left` while another
                 session holds the VM; ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT;
-                CONFLICT under contention.
+                QUOTA_EXCEEDED; CONFLICT under contention.
         """
         session_id = _session_id(BACKUP_PREFIX if request.incremental else SNAPSHOT_PREFIX, request.nonce)
         check_name(request.vm_id, "VM name")
@@ -87,14 +104,17 @@ class Sessions:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a backup names the snapshot that its lineage starts from")
         if not request.incremental and (request.snapshot_id or request.parent_id):
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a snapshot has no parent; make a backup instead")
+        describe_step(entry, session_id, "begin", of_vm(request.vm_id))
         for _ in range(ATTEMPTS_MAX):
-            resumed = await self._resume(session_id, request.vm_id)
+            resumed = await self._resume(session_id, request.vm_id, entry)
             if resumed is not None:
+                entry.repeated()
                 return resumed
             plan = await self._plan(request, session_id)
             if plan is None:
                 continue
-            record = await self._new_record(session_id)
+            await self._check_room(objects=0)
+            record = await self._new_record(session_id, entry)
             record.vm_id = request.vm_id
             record.parent_id = plan.parent.point_id if plan.parent else ""
             record.base_id = plan.base.point_id if plan.base else ""
@@ -102,29 +122,35 @@ class Sessions:
                 root for point in (plan.parent, plan.base) if point for root in roots_of(point.volumes)
             )
             holds_vm = Put(self._space.vm_session(request.vm_id), session_id.encode(), record.lease_id)
-            if await self._open(record, plan.conditions, [holds_vm, *plan.fencing]):
+            entry.details.update({"parent": record.parent_id} if record.parent_id else {})
+            entry.details.update({"takeover_of": plan.takeover_of} if plan.takeover_of else {})
+            if await self._open(entry, record, plan.conditions, [holds_vm, *plan.fencing]):
                 return PointSession(record, plan.vm, plan.parent, plan.base)
         raise contention(f"the session for {request.vm_id}")
 
-    async def begin_object(self, request: BeginObjectRequest) -> SessionRecord:
-        """Open a session for an object, or find the one that the same request opened.
+    async def begin_object(self, request: BeginObjectRequest, entry: Entry) -> SessionRecord:
+        """Open a session for an object, or find the one that the same request of the same principal opened.
 
         Raises:
-            HoldfastError: ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT; CONFLICT.
+            HoldfastError: ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT;
+                QUOTA_EXCEEDED; CONFLICT.
         """
         session_id = _session_id(OBJECT_PREFIX, request.nonce)
         check_name(request.task_id, "task name")
+        describe_step(entry, session_id, "begin", of_task(request.task_id))
         for _ in range(ATTEMPTS_MAX):
             found = await self.find(session_id)
             if found is not None and await self._renewed(found):
-                if found.message.task_id != request.task_id:
+                if found.message.task_id != request.task_id or not _began(found.message, entry):
                     raise _nonce_used(session_id)
+                entry.repeated()
                 return found.message
             if await self._store.get(self._space.object_id(session_id)) is not None:
                 raise _nonce_used(session_id)
-            record = await self._new_record(session_id)
+            await self._check_room(objects=1)
+            record = await self._new_record(session_id, entry)
             record.task_id = request.task_id
-            if await self._open(record, [Absent(self._space.object_id(session_id))], []):
+            if await self._open(entry, record, [Absent(self._space.object_id(session_id))], []):
                 return record
         raise contention(f"the session for an object of {request.task_id}")
 
@@ -144,13 +170,15 @@ class Sessions:
             raise lapsed(session_id)
         return found
 
-    async def keep_alive(self, session_id: str) -> tuple[SessionRecord, float]:
+    async def keep_alive(self, session_id: str, caller: Caller) -> tuple[SessionRecord, float]:
         """Give a session a new full term; return it with the seconds it has.
 
         Raises:
-            HoldfastError: SESSION_LAPSED if it has ended, was taken over, or never was.
+            HoldfastError: SESSION_LAPSED if it has ended, was taken over, never was, or is another principal's; DENIED
+                if the caller may not any more.
         """
         found = await self.get(session_id)
+        check_owner(caller, found.message, "keep-alive")
         try:
             return found.message, await self._store.keep_lease(found.message.lease_id)
         except HoldfastError as error:
@@ -158,13 +186,21 @@ class Sessions:
                 raise lapsed(session_id) from error
             raise
 
-    async def abort(self, session_id: str) -> None:
-        """End a session without a result; nothing happens if it has ended already, whichever way."""
+    async def abort(self, session_id: str, caller: Caller) -> None:
+        """End a session without a result; nothing happens if it has ended already, whichever way.
+
+        Raises:
+            HoldfastError: SESSION_LAPSED if it is another principal's; DENIED if the caller may not any more; CONFLICT.
+        """
         for _ in range(ATTEMPTS_MAX):
             found = await self.find(session_id)
             if found is None:
+                caller.filtered()
+                describe_step(caller.entry, session_id, "abort")
+                caller.entry.repeated()
                 return
-            outcome = await attempt(self._store, [found.the_same], self.closing(found.message))
+            check_owner(caller, found.message, "abort")
+            outcome = await self._ledger.apply(caller.entry, [found.the_same], self.closing(found.message))
             if outcome is Outcome.APPLIED:
                 return
         raise contention(f"the end of the session {session_id}")
@@ -176,7 +212,7 @@ class Sessions:
             operations.append(Delete(self._space.vm_session(record.vm_id)))
         return operations
 
-    async def _resume(self, session_id: str, vm_id: str) -> PointSession | None:
+    async def _resume(self, session_id: str, vm_id: str, entry: Entry) -> PointSession | None:
         """Return the session that this id has already, None if there is none."""
         found = await self.find(session_id)
         if found is None:
@@ -184,7 +220,7 @@ class Sessions:
                 raise _nonce_used(session_id)
             return None
         record = found.message
-        if record.vm_id != vm_id:
+        if record.vm_id != vm_id or not _began(record, entry):
             raise _nonce_used(session_id)
         if not await self._renewed(found):
             return None
@@ -244,6 +280,7 @@ class Sessions:
             return False  # the same Begin, served by another coordinator at this moment, was quicker
         if request.takeover:
             plan.fencing.append(Delete(self._space.session(holder_id)))
+            plan.takeover_of = holder_id
             return True
         try:
             left_s = await self._store.lease_left(holder.lease_id)
@@ -268,35 +305,43 @@ class Sessions:
             raise
         return True
 
-    async def _new_record(self, session_id: str) -> SessionRecord:
+    async def _check_room(self, *, objects: int) -> None:
+        """Check that the commit could add so many objects and a byte: better now than once all data has been sent.
+
+        Raises:
+            HoldfastError: QUOTA_EXCEEDED.
+        """
+        if self._quota.bytes or self._quota.objects:
+            usage = await self._ledger.usage(self._space.tenant)
+            changed(usage, UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=1, objects=objects))
+
+    async def _new_record(self, session_id: str, entry: Entry) -> SessionRecord:
         return SessionRecord(
             session_id=session_id,
+            principal=entry.principal,
             key_epoch=self._key_epoch,
             started_unix_ms=self._clock.now_unix_ms(),
             lease_id=await self._store.grant_lease(self.ttl_s),
         )
 
     async def _open(
-        self, record: SessionRecord, conditions: Sequence[Condition], operations: Sequence[Operation]
+        self, entry: Entry, record: SessionRecord, conditions: Sequence[Condition], operations: Sequence[Operation]
     ) -> bool:
         """Make the session visible with the collection epoch of that very moment; False: read again and decide."""
         epoch = await self._store.get(keyspace.COLLECTION_EPOCH)
         record.collection_epoch = parse_number(epoch)
         key = self._space.session(record.session_id)
-        outcome = await attempt(
-            self._store,
+        outcome = await self._ledger.apply(
+            entry,
             [Absent(key), still(keyspace.COLLECTION_EPOCH, epoch), *conditions],
             [Put(key, record.SerializeToString(), record.lease_id), *operations],
         )
         return outcome is Outcome.APPLIED
 
 
-def lapsed(session_id: str) -> HoldfastError:
-    """Return the error for a session that is no longer open."""
-    return HoldfastError(
-        ErrorCode.SESSION_LAPSED,
-        f"the session {session_id} has lapsed, was taken over, or never was; nothing of it is visible, begin again",
-    )
+def _began(record: SessionRecord, entry: Entry) -> bool:
+    """Whether this principal began the session; one of before there were principals is anybody's."""
+    return not record.principal or record.principal == entry.principal
 
 
 def _nonce_used(session_id: str) -> HoldfastError:

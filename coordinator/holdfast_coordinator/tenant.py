@@ -60,19 +60,21 @@ def open_tenant(
     space = TenantKeyspace(record.tenant)
     ring = KeyRing(secrets)
     grants = Grants(chain, secrets, clock)
-    vms = Vms(store, space, clock)
-    points = Points(store, space)
-    objects = Objects(store, space)
+    vms = Vms(store, space, ledger, clock, quota=record.quota)
+    points = Points(store, space, ledger, quota=record.quota)
+    objects = Objects(store, space, ledger, quota=record.quota)
     sessions = Sessions(
         store,
         space,
+        ledger,
         vms=vms,
         points=points,
         key_epoch=ring.data_epoch_newest if ring.has_data else 0,
         clock=clock,
         ttl_s=session_ttl_s,
+        quota=record.quota,
     )
-    damage = Damage(store, space, view, pool, grants.presence_asker)
+    damage = Damage(store, space, ledger, view, pool, grants.presence_asker)
 
     def barrier(layout_set: LayoutSet) -> Barrier:
         pool.update(view.state.nodes)
@@ -81,6 +83,7 @@ def open_tenant(
     commits = Commits(
         store,
         space,
+        ledger,
         sessions=sessions,
         points=points,
         objects=objects,
@@ -90,6 +93,7 @@ def open_tenant(
         ring=ring,
         clock=clock,
         metrics=metrics,
+        quota=record.quota,
     )
     stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
     return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, stats)

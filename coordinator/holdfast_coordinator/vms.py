@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import Stored, load, parse, still
+from holdfast_coordinator.transactions import Outcome
+from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import (
     LIST_ITEMS_MAX,
@@ -20,6 +24,7 @@ from holdfast_core.model.uris import parse_volume_uri
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore, Put
 from holdfast_proto.v1.records_pb2 import CodecChoice, VmRecord, VolumeSpec
+from holdfast_proto.v1.tenants_pb2 import Quota
 
 
 def normalised(vm: VmRecord) -> VmRecord:
@@ -78,18 +83,22 @@ def _normalised_volume(volume: VolumeSpec) -> VolumeSpec:
 class Vms:
     """Registrations of one tenant's VMs."""
 
-    def __init__(self, store: MetadataStore, space: TenantKeyspace, clock: Clock) -> None:
-        """Bind to the store."""
+    def __init__(
+        self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, clock: Clock, *, quota: Quota
+    ) -> None:
+        """Bind to the store; new VMs count against `quota`."""
         self._store = store
         self._space = space
+        self._ledger = ledger
         self._clock = clock
+        self._quota = quota
 
-    async def register(self, vm: VmRecord, *, replace: bool) -> VmRecord:
+    async def register(self, vm: VmRecord, *, replace: bool, entry: Entry) -> VmRecord:
         """Register a VM and return the record; the same registration again changes nothing.
 
         Raises:
             HoldfastError: as `normalised`; ALREADY_EXISTS if the name has another registration and `replace` is not
-                set; CONFLICT if another caller registered it meanwhile.
+                set; QUOTA_EXCEEDED; CONFLICT if another caller registered it meanwhile.
         """
         wanted = normalised(vm)
         key = self._space.vm(wanted.vm_id)
@@ -97,6 +106,7 @@ class Vms:
         present = None if item is None else parse(item, VmRecord).message
         if present is not None:
             if _same(present, wanted):
+                entry.repeated()
                 return present
             if not replace:
                 raise HoldfastError(
@@ -104,12 +114,14 @@ class Vms:
                     f"the VM {wanted.vm_id} is registered with other volumes; replace the registration explicitly",
                 )
         wanted.created_unix_ms = self._clock.now_unix_ms() if present is None else present.created_unix_ms
-        result = await self._store.txn([still(key, item)], [Put(key, wanted.SerializeToString())])
-        if result.succeeded:
+        usage = UsageChange(tenant=self._space.tenant, quota=self._quota, vms=1) if present is None else None
+        operations = [Put(key, wanted.SerializeToString())]
+        if await self._ledger.apply(entry, [still(key, item)], operations, usage) is Outcome.APPLIED:
             return wanted
         # Somebody registered it in between: identical is as good as ours, anything else is theirs to keep.
         now = await self.get(wanted.vm_id)
         if _same(now.message, wanted):
+            entry.repeated()
             return now.message
         raise HoldfastError(
             ErrorCode.CONFLICT, f"the VM {wanted.vm_id} was registered by someone else at the same time"
@@ -132,13 +144,24 @@ class Vms:
         found = await load(self._store, self._space.vm(vm_id), VmRecord)
         return None if found is None else found.message
 
-    async def page(self, *, after: str, limit: int) -> tuple[Sequence[VmRecord], bool]:
-        """Return VMs whose names sort above `after`, and whether there are more; `limit` 0 means the most allowed."""
+    async def page(self, *, after: str, limit: int, allowed: Callable[[str], bool]) -> tuple[Sequence[VmRecord], bool]:
+        """Return VMs whose names sort above `after`, and whether there may be more; `limit` 0 means the most allowed.
+
+        VMs of which `allowed` says no are left out. It reads on until there is one to return or no more to read, so
+        that an answer without a VM is the last one.
+        """
         if after:
             check_name(after, "VM name")
         count = min(limit or LIST_ITEMS_MAX, LIST_ITEMS_MAX)
-        page = await self._store.page(self._space.vms_prefix, after=self._space.vm(after) if after else "", limit=count)
-        return [parse(item, VmRecord).message for item in page.items], page.more
+        place, portion = self._space.vm(after) if after else "", count
+        while True:
+            page = await self._store.page(self._space.vms_prefix, after=place, limit=portion)
+            vms = [parse(item, VmRecord).message for item in page.items]
+            kept = [vm for vm in vms if allowed(vm.vm_id)]
+            if kept or not page.more:
+                return kept[:count], page.more or len(kept) > count
+            # Small pages are for small answers, not for looking through what the caller may not see.
+            place, portion = page.items[-1].key, LIST_ITEMS_MAX
 
 
 def _same(one: VmRecord, other: VmRecord) -> bool:
