@@ -27,6 +27,7 @@ class Call:
         entry: what the audit log will say of it.
         allows: whether the principal holds a permission on a resource, in this call's tenant; permissions of the
             cluster count from bindings for all tenants alone.
+        allows_everywhere: as `allows`, counting bindings for all tenants alone.
         permission: what the call's rule asks for.
         otherwise: the rule's second permission, empty for none.
         tenant: the tenant; None where the call is about the cluster.
@@ -40,6 +41,7 @@ class Call:
     otherwise: str = ""
     tenant: Tenant | None = None
     checked: bool = False
+    allows_everywhere: Callable[[str, str], bool] = lambda permission, resource: False
 
     def require(self, resource: str, *, otherwise: bool = False, permission: str = "") -> None:
         """Return if the principal may do this with `resource`; the audit log then names it.

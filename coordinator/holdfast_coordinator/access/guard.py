@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
 
 from holdfast_coordinator.access.call import Call, serving
-from holdfast_coordinator.access.identity import Identified, Identities
+from holdfast_coordinator.access.identity import Identified, Identities, Shown
 from holdfast_coordinator.access.refusals import RefusalCounts
 from holdfast_coordinator.access.view import AccessView
 from holdfast_coordinator.audit.entry import Entry
@@ -92,7 +93,8 @@ class AccessGuard:
         rule = rule_of(method)
         if rule is None or not rule.permission:
             raise HoldfastError(ErrorCode.INTERNAL, f"{method} has no rule that says who may call it")
-        who = self._identified(context)
+        shown = Shown.of(context)
+        who = self._identified(shown, context.peer())
         entry = Entry(
             principal=who.principal,
             tenant="",
@@ -101,7 +103,8 @@ class AccessGuard:
             entry_id=self._random_bytes(8).hex(),
         )
         try:
-            call = await self._admitted(rule, who, entry, context)
+            named = _texts(context).get(TENANT_KEY)
+            call = await self._admitted(rule, who, entry, named, shown)
             with serving(call):
                 yield
             if not call.checked:
@@ -117,30 +120,32 @@ class AccessGuard:
         if rule.recorded:
             await self._ledger.record(entry)
 
-    def _identified(self, context: Context) -> Identified:
+    def _identified(self, shown: Shown, peer: str) -> Identified:
         try:
-            check_keys_may_leave(peer=context.peer(), encrypted=self._encrypted)
+            check_keys_may_leave(peer=peer, encrypted=self._encrypted)
         except HoldfastError:
             self._refusals.count("plaintext")
             raise
         try:
-            return self._identities.of(context)
+            return self._identities.of(shown)
         except HoldfastError as error:
             self._refusals.count(error.facts.get("reason", "unknown"))
             raise
 
-    async def _admitted(self, rule: Rule, who: Identified, entry: Entry, context: Context) -> Call:
+    async def _admitted(self, rule: Rule, who: Identified, entry: Entry, named: str | None, shown: Shown) -> Call:
         """Return the call of a principal that holds the permission on something."""
         rights = self._view.policy.rights_of(who.principal, who.also)
         if rule.permission not in CLUSTER_PERMISSIONS:
-            entry.tenant = self._tenant_of(rule, rights, who.principal, _texts(context).get(TENANT_KEY))
+            entry.tenant = self._tenant_of(rule, rights, who.principal, named)
         wanted = [rule.permission, rule.permission_otherwise, SESSION_OWN if rule.sessions_too else ""]
         if not any(rights.somewhere(permission, entry.tenant) for permission in wanted if permission):
             raise _denied(who.principal, rule.permission, entry.tenant)
+        allowance = _Allowance(self._view, self._identities, self._clock, shown, who)
         return Call(
             principal=who.principal,
             entry=entry,
-            allows=_Allowance(self._view, self._identities, self._clock, context, who, entry.tenant),
+            allows=partial(allowance.holds, entry.tenant),
+            allows_everywhere=partial(allowance.holds, ""),
             permission=rule.permission,
             otherwise=rule.permission_otherwise,
             tenant=await self._tenant(entry.tenant) if entry.tenant else None,
@@ -194,41 +199,27 @@ class AccessGuard:
 class _Allowance:
     """What one call's principal may do, as of now: also a call that goes on for days ends with its rights."""
 
-    __slots__ = (
-        "_also",
-        "_clock",
-        "_context",
-        "_good",
-        "_identities",
-        "_principal",
-        "_seen_s",
-        "_tenant",
-        "_version",
-        "_view",
-    )
-
-    def __init__(
-        self, view: AccessView, identities: Identities, clock: Clock, context: Context, who: Identified, tenant: str
-    ) -> None:
+    def __init__(self, view: AccessView, identities: Identities, clock: Clock, shown: Shown, who: Identified) -> None:
         self._view = view
         self._identities = identities
         self._clock = clock
-        self._context = context
-        self._principal = who.principal
-        self._also = who.also
-        self._tenant = tenant
+        self._shown = shown
+        self._who = who
         self._good = True
         self._version = view.version
         self._seen_s = clock.monotonic_s()
 
-    def __call__(self, permission: str, resource: str) -> bool:
-        """Return whether the permission is held on the resource; "" asks whether it is held on any."""
+    def holds(self, tenant: str, permission: str, resource: str) -> bool:
+        """Return whether the permission is held on the resource; "" asks whether it is held on any.
+
+        With "" for the tenant, bindings for all tenants count alone.
+        """
         if not self._still_good():
             return False
-        rights = self._view.policy.rights_of(self._principal, self._also)
+        rights = self._view.policy.rights_of(self._who.principal, self._who.also)
         if not resource:
-            return rights.somewhere(permission, self._tenant)
-        return rights.allows(permission, self._tenant, resource)
+            return rights.somewhere(permission, tenant)
+        return rights.allows(permission, tenant, resource)
 
     def _still_good(self) -> bool:
         """Return whether the credential still proves the principal."""
@@ -236,7 +227,7 @@ class _Allowance:
         if self._version != self._view.version or now_s - self._seen_s > _TRUSTED_S:
             self._version, self._seen_s = self._view.version, now_s
             try:
-                self._good = self._identities.of(self._context).principal == self._principal
+                self._good = self._identities.of(self._shown) == self._who
             except HoldfastError:
                 self._good = False
         return self._good

@@ -8,7 +8,7 @@ are no principals: neither common names nor DNS names are looked at.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -72,6 +72,28 @@ def node_token(source: Credential) -> StaticToken:
     return StaticToken(NODE_PRINCIPAL, "node", source, "node/*")
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Shown:
+    """What a caller shows of itself, taken out of the call: gRPC's context must not be touched once a call has ended.
+
+    Attributes:
+        authorizations: values of the metadata key `authorization`; there should be one at most.
+        pem: the client's certificate, empty without TLS.
+    """
+
+    authorizations: tuple[str | bytes, ...] = ()
+    pem: bytes = b""
+
+    @classmethod
+    def of(cls, context: Context) -> Shown:
+        """Return what came with a call that is being served."""
+        metadata = context.invocation_metadata() or ()
+        return cls(
+            tuple(value for key, value in metadata if key == AUTHORIZATION_KEY),
+            next(iter(context.auth_context().get(_PEM_KEY, ())), b""),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Identified:
     """Who makes a call, as it was proven.
@@ -99,24 +121,18 @@ class Identities:
         self._log = get_log("coordinator")
         self._unreadable: set[str] = set()
 
-    def of(self, context: Context) -> Identified:
+    def of(self, shown: Shown) -> Identified:
         """Return who makes the call.
 
         Raises:
             HoldfastError: UNAUTHENTICATED; the fact "reason" is "absent", "malformed", "unknown", "expired",
                 "revoked" or "certificate".
         """
-        metadata = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY]
-        return self.proven(metadata, context.auth_context())
-
-    def proven(self, authorizations: Sequence[str | bytes], auth: Mapping[str, Iterable[bytes]]) -> Identified:
-        """Return whom these values of `authorization` and this peer's TLS properties prove. Raises as `of`."""
-        pem = next(iter(auth.get(_PEM_KEY, ())), b"")
-        certificate = self._certificates.read(pem) if pem else None
+        certificate = self._certificates.read(shown.pem) if shown.pem else None
         if certificate is not None and self._view.is_revoked(certificate.fingerprint):
             _refuse("revoked", "the client's certificate was revoked; ask an administrator for another")
-        if authorizations:
-            return self._by_token(authorizations)
+        if shown.authorizations:
+            return self._by_token(shown.authorizations)
         if certificate is None:
             _refuse("absent", f"no credential came with the call; {_HOW}")
         if not certificate.principal:

@@ -8,7 +8,7 @@ import grpc.aio
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.access.call import current_call
-from holdfast_coordinator.access.identity import Identities
+from holdfast_coordinator.access.identity import Identities, Shown
 from holdfast_coordinator.access.tokens import Tokens
 from holdfast_coordinator.access.view import AccessView
 from holdfast_coordinator.audit.entry import Entry
@@ -49,7 +49,7 @@ class AccessService(AccessServiceServicer):
         """Say who the caller is."""
         call = current_call()
         call.filtered()
-        who = self._identities.of(context)
+        who = self._identities.of(Shown.of(context))
         rights = self._view.policy.rights_of(who.principal, who.also)
         return pb.WhoAmIResponse(
             principal=who.principal,
