@@ -56,6 +56,29 @@ CreateMasterKey: TypeAlias = Annotated[
         envvar="HOLDFAST_CREATE_MASTER_KEY", help="Make the master key if there is none. Losing it loses the data."
     ),
 ]
+AdminTokenFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HOLDFAST_ADMIN_TOKEN_FILE",
+        help="File of the token of the principal admin (DATA/admin.token, if it is there).",
+    ),
+]
+NodeTokenFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HOLDFAST_NODE_TOKEN_FILE",
+        help="File of the token of the principal node (DATA/node.token, if it is there).",
+    ),
+]
+PlaintextOnNetwork: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-plaintext-on-network",
+        envvar="HOLDFAST_INSECURE_PLAINTEXT_ON_NETWORK",
+        help="Bind any address without TLS, for a network that encrypts below; keys are still released to this machine "
+        "alone.",
+    ),
+]
 Metrics: TypeAlias = Annotated[
     str | None, typer.Option(envvar="HOLDFAST_METRICS", help="HOST:PORT of the Prometheus metrics page.")
 ]

@@ -7,14 +7,20 @@ serves until stopped. Any number of them may run over one store.
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from holdfast_coordinator import keyspace
-from holdfast_coordinator.access.guard import OpenGuard
+from holdfast_coordinator.access.guard import AccessGuard, OpenGuard
+from holdfast_coordinator.access.identity import Identities, StaticToken
+from holdfast_coordinator.access.refusals import RefusalCounts
+from holdfast_coordinator.access.service import AccessService
+from holdfast_coordinator.access.view import AccessView
 from holdfast_coordinator.audit.ledger import Ledger
+from holdfast_coordinator.audit.metrics import AuditMetrics
 from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
 from holdfast_coordinator.keys.chain import KeyChain
@@ -39,12 +45,15 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import cluster_pb2, state_pb2
+from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
+from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
 from holdfast_proto.v1.tenants_pb2 import TenantRecord
 
 _COUNTING_INTERVAL_S: Final = 10.0
+_GUARDED: Final = os.environ.get("GUARDED") == "1"
+_ACCESS_SERVICE: Final = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
@@ -61,6 +70,8 @@ class CoordinatorSettings:
         session_ttl_s: time without a keep-alive after which a session lapses.
         node_lease_ttl_s: time without a heartbeat after which a node is down.
         heartbeat_interval_s: time between heartbeats that nodes are asked for.
+        static_tokens: tokens that the operator gave by files; the policy neither makes nor takes what they hold.
+        plaintext_on_network: whether any address may be served without TLS.
     """
 
     bind: str = "127.0.0.1:0"
@@ -70,9 +81,11 @@ class CoordinatorSettings:
     session_ttl_s: float = SESSION_TTL_S
     node_lease_ttl_s: float = NODE_LEASE_TTL_S
     heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    static_tokens: tuple[StaticToken, ...] = ()
+    plaintext_on_network: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
     """What all services of one coordinator work with."""
 
@@ -80,7 +93,10 @@ class _Parts:
     chain: KeyChain
     ledger: Ledger
     tenants: Tenants
-    guard: Guard
+    access: AccessView
+    identities: Identities
+    refusals: RefusalCounts
+    audit_metrics: AuditMetrics
 
 
 class Coordinator:
@@ -139,10 +155,12 @@ class Coordinator:
             metrics_bind=settings.metrics_bind,
             registry=self._registry,
             clock=self._clock,
-            guard=parts.guard,
+            guard=self._make_guard(parts),
+            plaintext_on_network=settings.plaintext_on_network,
         )
         await self._view.fresh()
         self._add_services(host, parts)
+        self._add_access(host, parts)
         self._host = host
         self._parts = parts
         self._background = asyncio.create_task(self._follow(parts), name="coordinator-background")
@@ -192,7 +210,8 @@ class Coordinator:
     async def _make_parts(self, cluster: Cluster) -> _Parts:
         chain = KeyChain(self._store, self._master, cluster.record.cluster_id, self._clock)
         await chain.fresh()
-        ledger = self._make_ledger(chain)
+        audit_metrics = AuditMetrics(self._registry)
+        ledger = self._make_ledger(chain, audit_metrics)
 
         def opened(record: TenantRecord, secrets: TenantSecrets) -> Tenant:
             return open_tenant(
@@ -210,13 +229,41 @@ class Coordinator:
 
         tenants = Tenants(self._store, chain, opened)
         await tenants.fresh()
-        return _Parts(cluster, chain, ledger, tenants, self._make_guard(tenants))
+        access = AccessView(self._store, self._registry)
+        await access.fresh()
+        return _Parts(
+            cluster=cluster,
+            chain=chain,
+            ledger=ledger,
+            tenants=tenants,
+            access=access,
+            identities=Identities(access, static=self._settings.static_tokens, clock=self._clock),
+            refusals=RefusalCounts(ledger, self._registry, clock=self._clock, random_bytes=self._random_bytes),
+            audit_metrics=audit_metrics,
+        )
 
-    def _make_ledger(self, chain: KeyChain) -> Ledger:
-        return Ledger(self._store)
+    def _make_ledger(self, chain: KeyChain, metrics: AuditMetrics) -> Ledger:
+        return Ledger(
+            self._store,
+            signer=chain.head_signer,
+            clock=self._clock,
+            random_bytes=self._random_bytes,
+            metrics=metrics,
+        )
 
-    def _make_guard(self, tenants: Tenants) -> Guard:
-        return OpenGuard(tenants, self._random_bytes)
+    def _make_guard(self, parts: _Parts) -> Guard:
+        if not _GUARDED:
+            return OpenGuard(parts.tenants, self._random_bytes)
+        return AccessGuard(
+            view=parts.access,
+            identities=parts.identities,
+            tenant=parts.tenants.named,
+            ledger=parts.ledger,
+            refusals=parts.refusals,
+            encrypted=self._settings.tls is not None,
+            clock=self._clock,
+            random_bytes=self._random_bytes,
+        )
 
     def _add_services(self, host: ServiceHost, parts: _Parts) -> None:
         settings = self._settings
@@ -232,12 +279,19 @@ class Coordinator:
                 parts.cluster,
                 parts.chain,
                 self._view,
-                Membership(self._store, self._clock, lease_ttl_s=settings.node_lease_ttl_s),
-                Layouts(self._store, self._view, parts.cluster),
+                Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
+                Layouts(self._store, self._view, parts.cluster, ledger=parts.ledger),
                 heartbeat_interval_s=settings.heartbeat_interval_s,
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],
+        )
+
+    def _add_access(self, host: ServiceHost, parts: _Parts) -> None:
+        host.add(
+            add_AccessServiceServicer_to_server,
+            AccessService(self._store, parts.ledger, parts.access, parts.identities, self._clock),
+            _ACCESS_SERVICE,
         )
 
     async def _follow(self, parts: _Parts) -> None:
@@ -245,6 +299,8 @@ class Coordinator:
             group.create_task(self._view.run())
             group.create_task(parts.chain.run())
             group.create_task(parts.tenants.run())
+            group.create_task(parts.access.run())
+            group.create_task(parts.refusals.run())
             group.create_task(self._log_changes())
             group.create_task(self._count(parts.tenants))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Final
 
+from holdfast_coordinator.access.identity import StaticToken
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_coordinator.master_key import MASTER_KEY_BYTES
 from holdfast_core.runtime.clock import Clock, SystemClock
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import MetadataStore
 
@@ -32,21 +35,19 @@ class EmbeddedCoordinator:
         store: MetadataStore | None = None,
         master_key: bytes | None = None,
         partitions: int | None = None,
+        admin_token: str | None = None,
         settings: CoordinatorSettings | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Take the cluster's options; a master key is drawn where none is given (then the store must be new)."""
+        """Take the cluster's options; a master key is drawn where none is given (then the store must be new).
+
+        `admin_token` is the token of the principal `admin`, who may do everything.
+        """
         options = ClusterOptions(nodes_expected=nodes_expected, replicas=replicas, partitions=partitions)
-        base = settings or CoordinatorSettings()
-        self._settings = CoordinatorSettings(
-            bind=base.bind,
-            tls=base.tls,
-            metrics_bind=base.metrics_bind,
-            options=options,
-            session_ttl_s=base.session_ttl_s,
-            node_lease_ttl_s=base.node_lease_ttl_s,
-            heartbeat_interval_s=base.heartbeat_interval_s,
-        )
+        self._settings = replace(settings or CoordinatorSettings(), options=options)
+        if admin_token is not None:
+            admin = StaticToken("admin", "admin", Credential(token=admin_token))
+            self._settings = replace(self._settings, static_tokens=(*self._settings.static_tokens, admin))
         self._master_key = master_key or secrets.token_bytes(MASTER_KEY_BYTES)
         self._clock: Clock = clock or SystemClock()
         self._store = store

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast_coordinator import command_options as opt
+from holdfast_coordinator.access.identity import StaticToken
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
@@ -22,6 +23,7 @@ from holdfast_coordinator.master_key import read_master_key
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
@@ -59,10 +61,13 @@ def command(
     partitions: opt.Partitions = None,
     master_key: opt.MasterKey = None,
     create_master_key: opt.CreateMasterKey = False,
+    admin_token_file: opt.AdminTokenFile = None,
+    node_token_file: opt.NodeTokenFile = None,
     metrics: opt.Metrics = None,
     tls_ca: opt.TlsCa = None,
     tls_cert: opt.TlsCert = None,
     tls_key: opt.TlsKey = None,
+    insecure_plaintext_on_network: opt.PlaintextOnNetwork = False,
     log_level: opt.LogLevel = "info",
 ) -> None:
     """Run a coordinator until SIGTERM or SIGINT."""
@@ -72,6 +77,8 @@ def command(
         tls=tls_files(ca=tls_ca, cert=tls_cert, key=tls_key),
         metrics_bind=metrics,
         options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
+        static_tokens=_static_tokens(data, admin=admin_token_file, node=node_token_file),
+        plaintext_on_network=insecure_plaintext_on_network,
     )
     key = _master_key(master_key, data, create=create_master_key)
     engine = (
@@ -85,6 +92,23 @@ def command(
         )
     )
     asyncio.run(_serve(data, engine, key, settings))
+
+
+def _static_tokens(data: Path | None, *, admin: Path | None, node: Path | None) -> tuple[StaticToken, ...]:
+    """Return the tokens of the files named, or of those that lie in the data directory.
+
+    Raises:
+        HoldfastError: UNAUTHENTICATED if a file cannot be read or holds no token.
+    """
+    tokens = []
+    for principal, path in (("admin", admin), ("node", node)):
+        if path is None and data is not None and (data / f"{principal}.token").exists():
+            path = data / f"{principal}.token"
+        if path is not None:
+            source = Credential(token_file=path)
+            source.metadata()  # a wrong file is told now, not at the first call
+            tokens.append(StaticToken(principal, principal, source))
+    return tuple(tokens)
 
 
 def _master_key(path: Path | None, data: Path | None, *, create: bool) -> bytes:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from holdfast_proto.v1 import rules_pb2 as holdfast__proto_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/audit.proto\x12\x0bholdfast.v1\x1a\x1dholdfast_proto/v1/rules.proto\"a\n\nSignedHead\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x14\n\x0ctime_unix_ms\x18\x03 \x01(\x04\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"F\n\tAuditHead\x12\'\n\x06signed\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x10\n\x08\x66rontier\x18\x02 \x03(\x0c\"Q\n\nAuditBatch\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05lines\x18\x02 \x03(\x0c\x12%\n\x04head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\"u\n\x0c\x41uditSegment\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x10\n\x08\x62lock_id\x18\x04 \x01(\x0c\x12\x11\n\tkey_epoch\x18\x05 \x01(\r\x12\x14\n\x0clast_unix_ms\x18\x06 \x01(\x04\"?\n\x13\x41uditSegmentContent\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.AuditBatch\".\n\x08\x41uditKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x7f\n\x17ListAuditRecordsRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0btenant_name\x18\x05 \x01(\t\x12\x0e\n\x06newest\x18\x06 \x01(\x08\"7\n\x18ListAuditRecordsResponse\x12\r\n\x05lines\x18\x01 \x03(\x0c\x12\x0c\n\x04next\x18\x02 \x01(\x04\"*\n\x19\x45xportAuditRecordsRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\"\x91\x01\n\x1a\x45xportAuditRecordsResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12#\n\x04keys\x18\x02 \x03(\x0b\x32\x15.holdfast.v1.AuditKey\x12\x10\n\x08\x66rontier\x18\x03 \x03(\x0c\x12(\n\x07\x62\x61tches\x18\x04 \x03(\x0b\x32\x17.holdfast.v1.AuditBatch\"\x15\n\x13GetAuditHeadRequest\"v\n\x14GetAuditHeadResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x04head\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12#\n\x04keys\x18\x03 \x03(\x0b\x32\x15.holdfast.v1.AuditKey\")\n\x15ProveInclusionRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"o\n\x16ProveInclusionResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\x0c\x12%\n\x04head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x0c\n\x04path\x18\x04 \x03(\x0c\"=\n\x17ProveConsistencyRequest\x12\x11\n\tfrom_size\x18\x01 \x01(\x04\x12\x0f\n\x07to_size\x18\x02 \x01(\x04\"\xb8\x01\n\x18ProveConsistencyResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12/\n\tfrom_head\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.SignedHeadH\x00\x88\x01\x01\x12(\n\x07to_head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x0c\n\x04path\x18\x04 \x03(\x0c\x12\x11\n\tfrom_size\x18\x05 \x01(\x04\x42\x0c\n\n_from_head2\xcb\x04\n\x0c\x41uditService\x12s\n\x10ListAuditRecords\x12$.holdfast.v1.ListAuditRecordsRequest\x1a%.holdfast.v1.ListAuditRecordsResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x12{\n\x12\x45xportAuditRecords\x12&.holdfast.v1.ExportAuditRecordsRequest\x1a\'.holdfast.v1.ExportAuditRecordsResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x30\x01\x12\x65\n\x0cGetAuditHead\x12 .holdfast.v1.GetAuditHeadRequest\x1a!.holdfast.v1.GetAuditHeadResponse\"\x10\xe2\xc7\x18\x0c\n\naudit.read\x12m\n\x0eProveInclusion\x12\".holdfast.v1.ProveInclusionRequest\x1a#.holdfast.v1.ProveInclusionResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x12s\n\x10ProveConsistency\x12$.holdfast.v1.ProveConsistencyRequest\x1a%.holdfast.v1.ProveConsistencyResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/audit.proto\x12\x0bholdfast.v1\x1a\x1dholdfast_proto/v1/rules.proto\"a\n\nSignedHead\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0c\n\x04root\x18\x02 \x01(\x0c\x12\x14\n\x0ctime_unix_ms\x18\x03 \x01(\x04\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"F\n\tAuditHead\x12\'\n\x06signed\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x10\n\x08\x66rontier\x18\x02 \x03(\x0c\"Q\n\nAuditBatch\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05lines\x18\x02 \x03(\x0c\x12%\n\x04head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\"v\n\x0c\x41uditSegment\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x11\n\tblock_ids\x18\x04 \x03(\x0c\x12\x11\n\tkey_epoch\x18\x05 \x01(\r\x12\x14\n\x0clast_unix_ms\x18\x06 \x01(\x04\"?\n\x13\x41uditSegmentContent\x12(\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.AuditBatch\".\n\x08\x41uditKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x7f\n\x17ListAuditRecordsRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x13\n\x0btenant_name\x18\x05 \x01(\t\x12\x0e\n\x06newest\x18\x06 \x01(\x08\"7\n\x18ListAuditRecordsResponse\x12\r\n\x05lines\x18\x01 \x03(\x0c\x12\x0c\n\x04next\x18\x02 \x01(\x04\"*\n\x19\x45xportAuditRecordsRequest\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\"\x91\x01\n\x1a\x45xportAuditRecordsResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12#\n\x04keys\x18\x02 \x03(\x0b\x32\x15.holdfast.v1.AuditKey\x12\x10\n\x08\x66rontier\x18\x03 \x03(\x0c\x12(\n\x07\x62\x61tches\x18\x04 \x03(\x0b\x32\x17.holdfast.v1.AuditBatch\"\x15\n\x13GetAuditHeadRequest\"v\n\x14GetAuditHeadResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12%\n\x04head\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12#\n\x04keys\x18\x03 \x03(\x0b\x32\x15.holdfast.v1.AuditKey\")\n\x15ProveInclusionRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"o\n\x16ProveInclusionResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\x0c\x12%\n\x04head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x0c\n\x04path\x18\x04 \x03(\x0c\"=\n\x17ProveConsistencyRequest\x12\x11\n\tfrom_size\x18\x01 \x01(\x04\x12\x0f\n\x07to_size\x18\x02 \x01(\x04\"\xb8\x01\n\x18ProveConsistencyResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12/\n\tfrom_head\x18\x02 \x01(\x0b\x32\x17.holdfast.v1.SignedHeadH\x00\x88\x01\x01\x12(\n\x07to_head\x18\x03 \x01(\x0b\x32\x17.holdfast.v1.SignedHead\x12\x0c\n\x04path\x18\x04 \x03(\x0c\x12\x11\n\tfrom_size\x18\x05 \x01(\x04\x42\x0c\n\n_from_head2\xcb\x04\n\x0c\x41uditService\x12s\n\x10ListAuditRecords\x12$.holdfast.v1.ListAuditRecordsRequest\x1a%.holdfast.v1.ListAuditRecordsResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x12{\n\x12\x45xportAuditRecords\x12&.holdfast.v1.ExportAuditRecordsRequest\x1a\'.holdfast.v1.ExportAuditRecordsResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x30\x01\x12\x65\n\x0cGetAuditHead\x12 .holdfast.v1.GetAuditHeadRequest\x1a!.holdfast.v1.GetAuditHeadResponse\"\x10\xe2\xc7\x18\x0c\n\naudit.read\x12m\n\x0eProveInclusion\x12\".holdfast.v1.ProveInclusionRequest\x1a#.holdfast.v1.ProveInclusionResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x12s\n\x10ProveConsistency\x12$.holdfast.v1.ProveConsistencyRequest\x1a%.holdfast.v1.ProveConsistencyResponse\"\x12\xe2\xc7\x18\x0e\n\naudit.read \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,31 +49,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITBATCH']._serialized_start=248
   _globals['_AUDITBATCH']._serialized_end=329
   _globals['_AUDITSEGMENT']._serialized_start=331
-  _globals['_AUDITSEGMENT']._serialized_end=448
-  _globals['_AUDITSEGMENTCONTENT']._serialized_start=450
-  _globals['_AUDITSEGMENTCONTENT']._serialized_end=513
-  _globals['_AUDITKEY']._serialized_start=515
-  _globals['_AUDITKEY']._serialized_end=561
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=563
-  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=690
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=692
-  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=747
-  _globals['_EXPORTAUDITRECORDSREQUEST']._serialized_start=749
-  _globals['_EXPORTAUDITRECORDSREQUEST']._serialized_end=791
-  _globals['_EXPORTAUDITRECORDSRESPONSE']._serialized_start=794
-  _globals['_EXPORTAUDITRECORDSRESPONSE']._serialized_end=939
-  _globals['_GETAUDITHEADREQUEST']._serialized_start=941
-  _globals['_GETAUDITHEADREQUEST']._serialized_end=962
-  _globals['_GETAUDITHEADRESPONSE']._serialized_start=964
-  _globals['_GETAUDITHEADRESPONSE']._serialized_end=1082
-  _globals['_PROVEINCLUSIONREQUEST']._serialized_start=1084
-  _globals['_PROVEINCLUSIONREQUEST']._serialized_end=1125
-  _globals['_PROVEINCLUSIONRESPONSE']._serialized_start=1127
-  _globals['_PROVEINCLUSIONRESPONSE']._serialized_end=1238
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1240
-  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1301
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1304
-  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1488
-  _globals['_AUDITSERVICE']._serialized_start=1491
-  _globals['_AUDITSERVICE']._serialized_end=2078
+  _globals['_AUDITSEGMENT']._serialized_end=449
+  _globals['_AUDITSEGMENTCONTENT']._serialized_start=451
+  _globals['_AUDITSEGMENTCONTENT']._serialized_end=514
+  _globals['_AUDITKEY']._serialized_start=516
+  _globals['_AUDITKEY']._serialized_end=562
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_start=564
+  _globals['_LISTAUDITRECORDSREQUEST']._serialized_end=691
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_start=693
+  _globals['_LISTAUDITRECORDSRESPONSE']._serialized_end=748
+  _globals['_EXPORTAUDITRECORDSREQUEST']._serialized_start=750
+  _globals['_EXPORTAUDITRECORDSREQUEST']._serialized_end=792
+  _globals['_EXPORTAUDITRECORDSRESPONSE']._serialized_start=795
+  _globals['_EXPORTAUDITRECORDSRESPONSE']._serialized_end=940
+  _globals['_GETAUDITHEADREQUEST']._serialized_start=942
+  _globals['_GETAUDITHEADREQUEST']._serialized_end=963
+  _globals['_GETAUDITHEADRESPONSE']._serialized_start=965
+  _globals['_GETAUDITHEADRESPONSE']._serialized_end=1083
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_start=1085
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_end=1126
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_start=1128
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_end=1239
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=1241
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=1302
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=1305
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=1489
+  _globals['_AUDITSERVICE']._serialized_start=1492
+  _globals['_AUDITSERVICE']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

@@ -122,14 +122,14 @@ Global___AuditBatch: _TypeAlias = AuditBatch  # noqa: Y015
 
 @_typing.final
 class AuditSegment(_message.Message):
-    """4,096 records that have moved into the cluster as a sealed, replicated block."""
+    """4,096 records that have moved into the cluster as sealed, replicated blocks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
-    BLOCK_ID_FIELD_NUMBER: _builtins.int
+    BLOCK_IDS_FIELD_NUMBER: _builtins.int
     KEY_EPOCH_FIELD_NUMBER: _builtins.int
     LAST_UNIX_MS_FIELD_NUMBER: _builtins.int
     first: _builtins.int
@@ -138,25 +138,29 @@ class AuditSegment(_message.Message):
     """Records."""
     root: _builtins.bytes
     """32 bytes: root of the Merkle tree over these records alone."""
-    block_id: _builtins.bytes
-    """Block that holds them, of tenant 0 and kind application: a serialised AuditSegmentContent."""
     key_epoch: _builtins.int
     """Key epoch that the block was sealed with."""
     last_unix_ms: _builtins.int
     """Unix time of the last record, milliseconds."""
+    @_builtins.property
+    def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Blocks that hold them, of tenant 0 and kind application, in order: their plaintexts together are a serialised
+        AuditSegmentContent.
+        """
+
     def __init__(
         self,
         *,
         first: _builtins.int = ...,
         count: _builtins.int = ...,
         root: _builtins.bytes = ...,
-        block_id: _builtins.bytes = ...,
+        block_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         key_epoch: _builtins.int = ...,
         last_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_id", b"block_id", "count", b"count", "first", b"first", "key_epoch", b"key_epoch", "last_unix_ms", b"last_unix_ms", "root", b"root"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "count", b"count", "first", b"first", "key_epoch", b"key_epoch", "last_unix_ms", b"last_unix_ms", "root", b"root"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
