@@ -15,6 +15,9 @@ from holdfast_core.model.limits import ACCESS_TEXT_CHARS_MAX
 
 OK: Final = "OK"
 REPEATED: Final = "REPEATED"
+ROTATE_AUDIT_ACTION: Final = "keys.rotate-audit"
+"""Action of the record that introduces a new key for heads, under a head of an older key: its details name `key_id` and
+`public_key` (hexadecimal)."""
 
 _TEXTS: Final = ("principal", "tenant", "action", "resource", "outcome", "request_id")
 
@@ -68,7 +71,7 @@ class AuditRecord:
         """
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _malformed("it is no JSON") from error
         if not isinstance(fields, dict):
             raise _malformed("it is no object")
