@@ -31,6 +31,7 @@ from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.records import count
 from holdfast_coordinator.state_service import StateService
 from holdfast_coordinator.tenant import Tenant, open_tenant
+from holdfast_coordinator.tenant_service import TenantService
 from holdfast_coordinator.tenants import Tenants
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -45,15 +46,17 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
+from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2, tenants_pb2
 from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
 from holdfast_proto.v1.tenants_pb2 import TenantRecord
+from holdfast_proto.v1.tenants_pb2_grpc import add_TenantServiceServicer_to_server
 
 _COUNTING_INTERVAL_S: Final = 10.0
 _GUARDED: Final = os.environ.get("GUARDED") == "1"
 _ACCESS_SERVICE: Final = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
+_TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
@@ -292,6 +295,18 @@ class Coordinator:
             add_AccessServiceServicer_to_server,
             AccessService(self._store, parts.ledger, parts.access, parts.identities, self._clock),
             _ACCESS_SERVICE,
+        )
+        host.add(
+            add_TenantServiceServicer_to_server,
+            TenantService(
+                self._store,
+                parts.ledger,
+                parts.tenants,
+                self._master,
+                clock=self._clock,
+                random_bytes=self._random_bytes,
+            ),
+            _TENANT_SERVICE,
         )
 
     async def _follow(self, parts: _Parts) -> None:
