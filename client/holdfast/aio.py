@@ -43,12 +43,14 @@ from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB, REPLICA_SETTLE_
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock, SystemClock
+from holdfast_core.runtime.credentials import find_credential
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_core.runtime.options import TlsFiles, parse_addresses
 from holdfast_proto.v1 import state_pb2
 
 COORDINATOR_VARIABLE: Final = "HOLDFAST_COORDINATOR"
 RESTORE_DIR_VARIABLE: Final = "HOLDFAST_RESTORE_DIR"
+KEY_FILE_VARIABLE: Final = "HOLDFAST_KEY_FILE"
 SEALING_VARIABLE: Final = "HOLDFAST_SEALING"
 _NONCE_BYTES: Final = 16
 _TEACHING_BYTES: Final = 32 * MIB - 8192
@@ -65,6 +67,10 @@ class AsyncStateManager:
         self,
         coordinator: str | None = None,
         *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        tenant: str | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         restore_dir: str | os.PathLike[str] | None = None,
         tls: TlsFiles | None = None,
         replica_wait_s: float = REPLICA_SETTLE_S,
@@ -77,6 +83,10 @@ class AsyncStateManager:
 
         Args:
             coordinator: HOST:PORT of one or several coordinators, separated by commas; HOLDFAST_COORDINATOR if None.
+            token: API token; without one it is looked for as `find_credential` says. Who has a certificate needs none.
+            token_file: file of the token, read again when it changes.
+            tenant: the tenant that is meant; HOLDFAST_TENANT, else the only one the caller has rights in, if None.
+            key_file: file of the data key, for a tenant that keeps it itself; HOLDFAST_KEY_FILE if None.
             restore_dir: where restores without a target go, as VM/point/; HOLDFAST_RESTORE_DIR if None.
             tls: client certificate for coordinators and nodes; needed for all but this machine.
             replica_wait_s: how long a write, once at its quorum, waits for the other copies before it commits. With 0
@@ -86,7 +96,7 @@ class AsyncStateManager:
                 to read and they can be started; HOLDFAST_SEALING, else "auto", if None.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT if no coordinator is named, an address or `sealing` is malformed.
+            HoldfastError: INVALID_ARGUMENT if no coordinator is named, or an argument is malformed.
         """
         text = coordinator or os.environ.get(COORDINATOR_VARIABLE, "")
         if not text:
@@ -94,6 +104,10 @@ class AsyncStateManager:
                 ErrorCode.INVALID_ARGUMENT, f"no coordinator is named; give HOST:PORT or set {COORDINATOR_VARIABLE}"
             )
         self._addresses = parse_addresses(text)
+        file = Path(token_file) if token_file is not None else None
+        self._credential = find_credential(self._addresses, token=token, token_file=file, tenant=tenant)
+        key_place = key_file or os.environ.get(KEY_FILE_VARIABLE)
+        self._key_file = Path(key_place) if key_place else None
         place = restore_dir or os.environ.get(RESTORE_DIR_VARIABLE)
         self._restore_dir = Path(place) if place else None
         self._tls = tls
@@ -124,7 +138,7 @@ class AsyncStateManager:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "the state manager is closed")
         if self._tools is None or self._calls is None:
             _keep_freed_memory()
-            endpoints = Endpoints(self._addresses, tls=self._tls)
+            endpoints = Endpoints(self._addresses, tls=self._tls, credential=self._credential)
             self._calls = CoordinatorCalls(endpoints)
             self._tools = Toolbox(
                 endpoints=endpoints,

@@ -48,6 +48,10 @@ class StateManager:
         self,
         coordinator: str | None = None,
         *,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        tenant: str | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         restore_dir: str | os.PathLike[str] | None = None,
         tls: TlsFiles | None = None,
         replica_wait_s: float = REPLICA_SETTLE_S,
@@ -62,6 +66,10 @@ class StateManager:
         """
         self._core = AsyncStateManager(
             coordinator,
+            token=token,
+            token_file=token_file,
+            tenant=tenant,
+            key_file=key_file,
             restore_dir=restore_dir,
             tls=tls,
             replica_wait_s=replica_wait_s,

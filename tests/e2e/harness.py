@@ -17,6 +17,13 @@ import psutil
 COMMAND = (sys.executable, "-m", "holdfast.cli.main")
 
 
+def environment() -> dict[str, str]:
+    """This process's environment with no setting of Holdfast but its home, where tokens of clusters are found."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    home = os.environ.get("HOLDFAST_HOME")
+    return kept if home is None else {**kept, "HOLDFAST_HOME": home}
+
+
 def eventually(condition: Callable[[], bool], what: str, *, within_s: float = 30.0) -> None:
     """Wait until a condition holds; fail with `what` once the time is over."""
     deadline = time.monotonic() + within_s
@@ -40,13 +47,12 @@ class Up:
 
     def start(self, *, within_s: float = 40.0) -> Up:
         """Start it and wait for its one line on stdout."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
         process = self.process = subprocess.Popen(
             [*COMMAND, "up", "--data", str(self.data), "--port", "0", *self.arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment(),
         )
         self.stdout.clear()
         self.stderr.clear()
@@ -114,9 +120,9 @@ def run(
     *arguments: str, coordinator: str | None = None, stdin: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run `holdfast` with arguments; the coordinator goes by the environment."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+    variables = environment()
     if coordinator is not None:
-        environment["HOLDFAST_COORDINATOR"] = coordinator
+        variables["HOLDFAST_COORDINATOR"] = coordinator
     return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, env=environment, timeout=110, check=False
+        [*COMMAND, *arguments], input=stdin, capture_output=True, env=variables, timeout=110, check=False
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e.harness import COMMAND, eventually
+from tests.e2e.harness import COMMAND, environment, eventually
 
 
 class Service:
@@ -24,14 +23,13 @@ class Service:
 
     def start(self) -> Service:
         """Start it and wait for its line `listening HOST:PORT`."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
         with self._log.open("a") as log:
             process = subprocess.Popen(
                 [*COMMAND, *self._arguments, "--bind", self._bind],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment,
+                env=environment(),
             )
         assert process.stdout is not None
         self._process = process

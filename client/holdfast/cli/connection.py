@@ -72,7 +72,9 @@ class Connection:
         # Imported here: it brings gRPC and the codecs, which `--help` and mistyped commands need not wait for.
         from holdfast import StateManager
 
-        with StateManager(self._named(), tls=self.tls()) as manager:
+        with StateManager(
+            self._named(), token_file=self.token_file, tenant=self.tenant, key_file=self.key_file, tls=self.tls()
+        ) as manager:
             yield manager
 
     def call(

@@ -66,15 +66,20 @@ def _malformed(why: str) -> HoldfastError:
 
 @dataclass(slots=True)
 class Credential:
-    """What goes with each call to a coordinator. A file is read again when it has changed.
+    """What goes with each call to a coordinator. Files are read again when they have changed.
 
     Attributes:
+        token: the token that is sent; empty for none.
+        token_file: file of the token; one that was named has to be there.
         tenant: name of the tenant that calls mean; empty lets the coordinator choose the only one there is.
+        homes: files that may hold the token where none was named; the first that is there counts, and a cluster that
+            starts later writes one later.
     """
 
     token: str = field(default="", repr=False)
     token_file: Path | None = None
     tenant: str = ""
+    homes: tuple[Path, ...] = ()
     _stamp: _Stamp | None = field(default=None, repr=False)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -88,24 +93,32 @@ class Credential:
         return (*authorization, (TENANT_KEY, self.tenant)) if self.tenant else authorization
 
     def _read_again(self) -> None:
-        if self.token_file is None:
+        if self.token_file is not None:
+            try:
+                self._take(self.token_file)
+            except OSError as error:
+                raise HoldfastError(
+                    ErrorCode.UNAUTHENTICATED, f"the token file {self.token_file} cannot be read: {error.strerror}"
+                ) from error
             return
-        try:
-            status = self.token_file.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp == self._stamp:
+        for path in self.homes:
+            # Another user's home is as good as none.
+            with contextlib.suppress(OSError):
+                self._take(path)
                 return
-            text = self.token_file.read_text(encoding="ascii", errors="replace").strip()
-        except OSError as error:
-            raise HoldfastError(
-                ErrorCode.UNAUTHENTICATED, f"the token file {self.token_file} cannot be read: {error.strerror}"
-            ) from error
+        if self.homes:
+            self.token, self._stamp = "", None
+
+    def _take(self, path: Path) -> None:
+        status = path.stat()
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp == self._stamp:
+            return
+        text = path.read_text(encoding="ascii", errors="replace").strip()
         try:
             parse_token(text)
         except HoldfastError as error:
-            raise HoldfastError(
-                ErrorCode.UNAUTHENTICATED, f"the file {self.token_file} holds no token: {error.message}"
-            ) from None
+            raise HoldfastError(ErrorCode.UNAUTHENTICATED, f"the file {path} holds no token: {error.message}") from None
         self.token, self._stamp = text, stamp
 
 
@@ -133,16 +146,19 @@ def find_credential(
     if token is not None:
         parse_token(token)
         return Credential(token=token, tenant=name)
-    if token_file is None:
-        named = environment.get(TOKEN_FILE_VARIABLE)
-        token_file = Path(named) if named else _file_at_home(addresses, environment)
-    return Credential(token_file=token_file, tenant=name)
+    named = environment.get(TOKEN_FILE_VARIABLE)
+    if token_file is not None or named:
+        return Credential(token_file=token_file or Path(named or ""), tenant=name)
+    return Credential(tenant=name, homes=_files_at_home(addresses, environment))
 
 
 def home_token_file(address: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Return where `holdfast up` keeps the admin's token for its coordinator at HOST:PORT.
 
     `localhost` is another name of the 127.0.0.1 that `up` binds.
+
+    Raises:
+        RuntimeError: the user has no home.
     """
     named = environment.get(HOME_VARIABLE)
     home = Path(named) if named else Path.home() / ".holdfast"
@@ -150,14 +166,13 @@ def home_token_file(address: str, environment: Mapping[str, str] = os.environ) -
     return home / "tokens" / (f"{_HOST}:{port}" if host == "localhost" else address)
 
 
-def _file_at_home(addresses: Sequence[str], environment: Mapping[str, str]) -> Path | None:
-    for address in addresses:
-        if address.startswith(UNIX_SCHEME) or not is_loopback(address):
-            continue
-        path = home_token_file(address, environment)
-        if path.is_file():
-            return path
-    return None
+def _files_at_home(addresses: Sequence[str], environment: Mapping[str, str]) -> tuple[Path, ...]:
+    local = [address for address in addresses if not address.startswith(UNIX_SCHEME) and is_loopback(address)]
+    try:
+        return tuple(home_token_file(address, environment) for address in local)
+    except RuntimeError:
+        # A number without an entry among the users, as containers run under.
+        return ()
 
 
 def write_token(path: Path, text: str) -> None:
