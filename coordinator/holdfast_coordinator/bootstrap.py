@@ -11,18 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.keys.chain import audit_purpose, signing_purpose, tenant_purpose
 from holdfast_coordinator.keys.master import MasterKeys
+from holdfast_coordinator.keys.signing import new_signing_key
 from holdfast_coordinator.records import parse, parse_number
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, attempt, contention
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import generate_secrets
 from holdfast_core.model.limits import NODES_MAX, PARTITIONS_DEFAULT, PARTITIONS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX
-from holdfast_core.model.xaes import KEY_BYTES
 from holdfast_core.runtime.metadata.store import Absent, KeyValue, MetadataStore, Put
 from holdfast_proto.v1.records_pb2 import ClusterRecord, WrappedSecret
 from holdfast_proto.v1.tenants_pb2 import Quota, TenantRecord
@@ -130,12 +127,8 @@ class _Maker:
                 self.puts.append(Put(key, record.SerializeToString()))
 
     async def _add_signing_key(self, prefix: str, purpose: Callable[[str], str]) -> None:
-        private = self._random_bytes(KEY_BYTES)
-        public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
-        key_id = blake3(public).hexdigest(length=8)
-        wrapped = await self._master.wrap(private, purpose(key_id))
-        wrapped.public_key = public
-        self.puts.append(Put(prefix + key_id, wrapped.SerializeToString()))
+        made = await new_signing_key(self._master, purpose, self._random_bytes)
+        self.puts.append(Put(prefix + made.key_id, made.wrapped.SerializeToString()))
 
     async def _add_tenant_keys(self, tenant: int) -> None:
         secrets = generate_secrets(tenant, self._random_bytes).to_message().SerializeToString()

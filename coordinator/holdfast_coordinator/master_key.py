@@ -1,15 +1,76 @@
-"""The master key's file: 32 raw bytes, or the same as 64 hexadecimal digits."""
+"""The master key as an operator names it: a file of 32 raw bytes or 64 hexadecimal digits, or a key of Vault."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from holdfast_coordinator.keys.master import FileMasterKey, MasterKey, MasterKeys
+from holdfast_coordinator.keys.vault import SCHEME, VaultMasterKey, VaultToken, parse_vault_key
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 
 MASTER_KEY_BYTES: Final = 32
+MASTER_KEY_FILE: Final = "master.key"
+
+
+def open_master_keys(
+    named: str | None,
+    old: str | None,
+    *,
+    data: Path | None,
+    create: bool,
+    has_metadata: bool,
+    random_bytes: Callable[[int], bytes],
+    environment: Mapping[str, str],
+) -> MasterKeys:
+    """Open the master key in force and those that secrets may still be wrapped by.
+
+    Args:
+        named: a file's path, or `vault:https://HOST:8200/MOUNT/KEY`; None for DATA/master.key.
+        old: as `named`, several by comma; None for none.
+        data: the coordinator's directory, if it has one.
+        create: whether to make the file of `named` if there is none.
+        has_metadata: whether `data` holds metadata already, which no new key would fit.
+        random_bytes: source of keys and nonces.
+        environment: where VAULT_TOKEN, VAULT_TOKEN_FILE and VAULT_CACERT are looked up.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT if no place was named, or a wrong one; as `read_master_key` and
+            `create_master_key`.
+    """
+    if not named and data is None:
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "name the master key's file with --master-key, or --data")
+
+    def opened(text: str, *, create: bool) -> MasterKey:
+        if text.startswith(SCHEME):
+            return _vault_key(text, environment)
+        path = Path(text)
+        # A new key would fit nothing that metadata which exists already holds.
+        if not create or has_metadata:
+            return FileMasterKey(read_master_key(path), random_bytes)
+        _make_directory(path.parent)
+        return FileMasterKey(create_master_key(path, random_bytes=random_bytes), random_bytes)
+
+    primary = opened(named or str((data or Path()) / MASTER_KEY_FILE), create=create)
+    texts = [text.strip() for text in (old or "").split(",") if text.strip()]
+    return MasterKeys(primary, [opened(text, create=False) for text in texts])
+
+
+def _vault_key(text: str, environment: Mapping[str, str]) -> VaultMasterKey:
+    token_file, ca_file = environment.get("VAULT_TOKEN_FILE"), environment.get("VAULT_CACERT")
+    token = VaultToken(environment.get("VAULT_TOKEN", ""), Path(token_file) if token_file else None)
+    return VaultMasterKey(parse_vault_key(text), token, ca_file=Path(ca_file) if ca_file else None)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HoldfastError(
+            ErrorCode.INVALID_ARGUMENT, f"the directory {path} cannot be made: {error.strerror}"
+        ) from error
 
 
 def read_master_key(path: Path) -> bytes:
