@@ -98,11 +98,8 @@ async def test_a_lease_that_is_gone_refuses_its_own_call_alone(ledger: Ledger, s
     lease_id = await store.grant_lease(30)
     await store.revoke_lease(lease_id)
     leased = ledger.apply(make_entry("leased"), [], [Put("leased", b"", lease_id)])
-    assert await asyncio.gather(_make(ledger, "a"), leased, _make(ledger, "b")) == [
-        Outcome.APPLIED,
-        Outcome.REFUSED,
-        Outcome.APPLIED,
-    ]
+    before, outcome, behind = await asyncio.gather(_make(ledger, "a"), leased, _make(ledger, "b"))
+    assert (before, outcome, behind) == (Outcome.APPLIED, Outcome.REFUSED, Outcome.APPLIED)
     assert len((await read_log(store)).records) == 2
 
 
@@ -117,11 +114,11 @@ async def test_calls_about_one_key_are_as_if_one_came_after_the_other(ledger: Le
     assert found is not None
     assert found.value == b"third"
     # Each looks at what the other writes: in one transaction both would see the state before.
-    outcomes = await asyncio.gather(
+    here, there = await asyncio.gather(
         ledger.apply(make_entry("here"), [Absent("there")], [Put("here", b"")]),
         ledger.apply(make_entry("there"), [Absent("here")], [Put("there", b"")]),
     )
-    assert outcomes == [Outcome.APPLIED, Outcome.REFUSED]
+    assert (here, there) == (Outcome.APPLIED, Outcome.REFUSED)
     assert await store.get("there") is None
 
 
