@@ -17,6 +17,7 @@ from holdfast.background import LoopThread
 from holdfast.manager import StateManager
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.clock import SystemClock
+from holdfast_core.runtime.credentials import new_token
 
 _GROUP: Final = "holdfast.embedded"
 _READY_WAIT_S: Final = 30.0
@@ -49,6 +50,7 @@ class MemoryCluster:
 
     Attributes:
         coordinator_address: HOST:PORT.
+        token: what everybody who calls its coordinator shows; `state_manager` does so. It stands for an administrator.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class MemoryCluster:
         Raises:
             HoldfastError: NOT_READY if the server extra is not installed, or the cluster does not come up.
         """
+        self.token = new_token(os.urandom)
         self._loop = LoopThread()
         self._managers: list[StateManager] = []
         self._running: set[int] = set()
@@ -78,7 +81,7 @@ class MemoryCluster:
 
     def _start(self, nodes: int, replicas: int, data_dir: Path | None, heartbeat_s: float) -> None:
         coordinator = _load("coordinator")(
-            nodes_expected=nodes, replicas=replicas, store=None, master_key=os.urandom(32)
+            nodes_expected=nodes, replicas=replicas, store=None, master_key=os.urandom(32), admin_token=self.token
         )
         self.coordinator_address = self._loop.run(coordinator.start())
         self._coordinator = coordinator
@@ -88,6 +91,7 @@ class MemoryCluster:
                 f"node-{number + 1}",
                 (self.coordinator_address,),
                 zone=f"zone-{number + 1}",
+                token=self.token,
                 data_dir=data_dir / f"node-{number + 1}" if data_dir is not None else None,
                 heartbeat_s=heartbeat_s,
             )
@@ -107,7 +111,7 @@ class MemoryCluster:
 
     def state_manager(self, **options: Any) -> StateManager:
         """Return a manager for this cluster, closed with it; `options` are those of `StateManager`."""
-        manager = StateManager(self.coordinator_address, **options)
+        manager = StateManager(self.coordinator_address, **{"token": self.token, **options})
         self._managers.append(manager)
         return manager
 
@@ -135,7 +139,7 @@ class MemoryCluster:
         """Wait until so many nodes are up and know the layout, and the cluster takes writes."""
         clock = SystemClock()
         deadline_s = clock.monotonic_s() + _READY_WAIT_S
-        with StateManager(self.coordinator_address) as manager:
+        with StateManager(self.coordinator_address, token=self.token) as manager:
             while True:
                 status = manager.cluster_status()
                 ready = [node for node in status.nodes if node.up and node.layout_epoch >= status.layout_epoch]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast_core.runtime.clock import Clock, SystemClock
+from holdfast_core.runtime.credentials import find_credential
 from holdfast_storagenode.home import MemoryHome, NodeHome, open_directory
 from holdfast_storagenode.node import DEFAULT_ZONE, NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
@@ -28,16 +29,22 @@ class EmbeddedStorageNode:
         coordinator_addresses: Sequence[str],
         *,
         zone: str = DEFAULT_ZONE,
+        token: str | None = None,
         data_dir: Path | None = None,
         heartbeat_s: float | None = None,
         options: EngineOptions | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Prepare a node; `options` are the engine's, for a node with a directory."""
+        """Prepare a node; `token` is what it joins with, `options` are the engine's, for a node with a directory."""
         self._node_id = node_id
         self._data_dir = data_dir
         self._options = options if options is not None else EngineOptions()
-        self._settings = NodeSettings(coordinators=tuple(coordinator_addresses), zone=zone, heartbeat_s=heartbeat_s)
+        self._settings = NodeSettings(
+            coordinators=tuple(coordinator_addresses),
+            credential=find_credential(coordinator_addresses, token=token),
+            zone=zone,
+            heartbeat_s=heartbeat_s,
+        )
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._memory = MemoryHome(node_id, random_bytes=secrets.token_bytes) if data_dir is None else None
         self._home: NodeHome | None = None

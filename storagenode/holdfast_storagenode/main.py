@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from holdfast_core.runtime.clock import SystemClock
+from holdfast_core.runtime.credentials import find_credential
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.options import parse_address, parse_addresses, parse_size, tls_files
 from holdfast_core.runtime.signals import termination_signals
@@ -52,6 +53,18 @@ def command(
     tls_ca: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="HOLDFAST_TOKEN_FILE", help="File of a token to join with, where no certificate says who."),
+    ] = None,
+    insecure_plaintext_on_network: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-plaintext-on-network",
+            envvar="HOLDFAST_INSECURE_PLAINTEXT_ON_NETWORK",
+            help="Bind any address without TLS, for a network that encrypts below.",
+        ),
+    ] = False,
     log_level: Annotated[
         str, typer.Option(envvar="HOLDFAST_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -61,12 +74,15 @@ def command(
     keep_freed_memory()
     if advertise is not None:
         parse_address(advertise)
+    coordinators = parse_addresses(coordinator)
     settings = NodeSettings(
-        coordinators=parse_addresses(coordinator),
+        coordinators=coordinators,
+        credential=find_credential(coordinators, token_file=token_file),
         bind=bind,
         advertise=advertise,
         zone=zone,
         tls=tls_files(ca=tls_ca, cert=tls_cert, key=tls_key),
+        plaintext_on_network=insecure_plaintext_on_network,
         metrics_bind=metrics,
     )
     options = EngineOptions(

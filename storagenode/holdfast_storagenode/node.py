@@ -9,6 +9,7 @@ from typing import Final
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.options import TlsFiles
@@ -44,7 +45,9 @@ class NodeSettings:
         bind: HOST:PORT to serve on; port 0 takes a free one.
         advertise: HOST:PORT that others reach it on; None for the address it serves on.
         zone: failure domain.
+        credential: what it shows to coordinators; None where its certificate says who it is.
         tls: files for mutual TLS; None on loopback.
+        plaintext_on_network: whether it may bind any address without TLS.
         metrics_bind: HOST:PORT of the metrics page; None for none.
         heartbeat_s: seconds between heartbeats at most; None for what the coordinator asks.
     """
@@ -53,7 +56,9 @@ class NodeSettings:
     bind: str = "127.0.0.1:0"
     advertise: str | None = None
     zone: str = DEFAULT_ZONE
+    credential: Credential | None = None
     tls: TlsFiles | None = None
+    plaintext_on_network: bool = False
     metrics_bind: str | None = None
     heartbeat_s: float | None = None
 
@@ -72,7 +77,12 @@ class StorageNode:
         self._clock = clock
         self._log = get_log("storagenode").bind(node=home.identity.node_id)
         self._host = ServiceHost(
-            "storagenode", bind=settings.bind, tls=settings.tls, metrics_bind=settings.metrics_bind, clock=clock
+            "storagenode",
+            bind=settings.bind,
+            tls=settings.tls,
+            metrics_bind=settings.metrics_bind,
+            clock=clock,
+            plaintext_on_network=settings.plaintext_on_network,
         )
         self._metrics = NodeMetrics(self._host.registry, self._log)
         self._workers = Workers()
@@ -108,7 +118,8 @@ class StorageNode:
         service = BlockService(view, AccessControl(self._cluster, self._clock), self._workers, self._metrics)
         self._host.add(add_block_service, service, SERVICE_NAME)
         await self._host.start()
-        self._endpoints = Endpoints(self._settings.coordinators, tls=self._settings.tls)
+        settings = self._settings
+        self._endpoints = Endpoints(settings.coordinators, tls=settings.tls, credential=settings.credential)
         # Owned: `failed` waits for it and `stop` ends it.
         self._background = asyncio.create_task(self._run(self._endpoints))
         return self._host.address

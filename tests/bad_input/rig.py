@@ -12,6 +12,7 @@ import grpc
 
 from holdfast import ErrorCode, HoldfastError, StateManager
 from holdfast.testing import MemoryCluster
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.status import ERROR_METADATA_KEY, status_name
 from holdfast_proto.v1 import common_pb2, state_pb2, state_pb2_grpc
 
@@ -65,11 +66,30 @@ class Rig:
         return status.vm_count, points, status.object_count, status.session_count, files, self.target.exists()
 
 
+class _Shown(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc's own class has no types
+    """Shows a token with each call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = Credential(token=token).metadata()
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(_Details(client_call_details, self._metadata), request)
+
+
+class _Details(grpc.ClientCallDetails):  # type: ignore[misc]  # grpc's own class has no types
+    """A call's details with other metadata."""
+
+    def __init__(self, details: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.method, self.timeout, self.metadata = details.method, details.timeout, metadata
+        self.credentials, self.wait_for_ready = details.credentials, details.wait_for_ready
+        self.compression = details.compression
+
+
 @contextlib.contextmanager
 def raw_stub(cluster: MemoryCluster) -> Iterator[Any]:
     """The coordinator's state service without the SDK in front, as another client would speak to it."""
     with grpc.insecure_channel(cluster.coordinator_address) as channel:
-        yield state_pb2_grpc.StateServiceStub(channel)
+        yield state_pb2_grpc.StateServiceStub(grpc.intercept_channel(channel, _Shown(cluster.token)))
 
 
 def open_object_session(stub: Any) -> state_pb2.BeginObjectResponse:

@@ -9,9 +9,12 @@ import pytest
 from holdfast import AsyncStateManager, ErrorCode, HoldfastError
 from holdfast.testing import MemoryCluster
 from holdfast_coordinator.embedded import EmbeddedCoordinator
+from holdfast_core.runtime.credentials import new_token
 from holdfast_core.runtime.metadata.etcd import EtcdStore
 from tests.bad_input.rig import error_of, make_vm
 from tests.support.etcd import EtcdCluster
+
+TOKEN = new_token(bytes)
 
 
 def test_no_reachable_quorum(tmp_path: Path) -> None:
@@ -44,10 +47,10 @@ def test_no_reachable_quorum(tmp_path: Path) -> None:
 async def test_an_etcd_that_is_down(tmp_path: Path) -> None:
     with EtcdCluster(members=1, tmp_path=tmp_path) as etcd:
         store = await EtcdStore.open(etcd.endpoints, tls=None)
-        coordinator = EmbeddedCoordinator(nodes_expected=3, replicas=3, store=store)
+        coordinator = EmbeddedCoordinator(nodes_expected=3, replicas=3, store=store, admin_token=TOKEN)
         address = await coordinator.start()
         try:
-            async with AsyncStateManager(address) as manager:
+            async with AsyncStateManager(address, token=TOKEN) as manager:
                 await manager.register_vm("one", {"root": "/disk.raw"})
                 etcd.kill(0)
                 with pytest.raises(HoldfastError) as caught:

@@ -25,7 +25,7 @@ def shared_cluster() -> Iterator[MemoryCluster]:
 @pytest.fixture
 def manager(shared_cluster: MemoryCluster) -> Iterator[StateManager]:
     """A manager of the shared cluster."""
-    with StateManager(shared_cluster.coordinator_address) as manager:
+    with shared_cluster.state_manager() as manager:
         yield manager
 
 

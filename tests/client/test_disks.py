@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import StateManager
 from holdfast.testing import MemoryCluster
 from tests.client.rig import Vm, noise, write_at
 
@@ -34,7 +33,7 @@ def test_a_chain_on_disk_survives_a_restart_of_every_node(disks: MemoryCluster, 
         disks.stop_node(number)
         disks.start_node(number)
     vm.assert_restores(snapshot, backup)
-    with StateManager(disks.coordinator_address) as fresh:
+    with disks.state_manager() as fresh:
         assert fresh.retrieve_application_data(storage_id) == noise(5 * MIB, 43)
         assert fresh.verify(backup).blocks == fresh.point(backup).volumes[0].block_count
         assert fresh.verify(backup, node_only=True).thin_blocks == 0

@@ -58,7 +58,7 @@ def test_public_names_load_and_are_listed() -> None:
 
 async def test_asyncio_from_end_to_end(shared_cluster: MemoryCluster, tmp_path: Path) -> None:
     path = make_sparse(tmp_path / "disk", 6 * MIB, [(0, noise(5 * MIB, 50))])
-    async with AsyncStateManager(shared_cluster.coordinator_address) as manager:
+    async with AsyncStateManager(shared_cluster.coordinator_address, token=shared_cluster.token) as manager:
         await manager.register_vm("async-vm", {"root": path})
         snapshot = await manager.create_snapshot("async-vm")
         write_at(path, MIB, b"later")
@@ -84,7 +84,7 @@ async def test_asyncio_from_end_to_end(shared_cluster: MemoryCluster, tmp_path: 
 
 
 async def test_a_cancelled_snapshot_ends_its_session(shared_cluster: MemoryCluster, tmp_path: Path) -> None:
-    async with AsyncStateManager(shared_cluster.coordinator_address) as manager:
+    async with AsyncStateManager(shared_cluster.coordinator_address, token=shared_cluster.token) as manager:
         await manager.register_vm("cancelled", {"root": tmp_path / "nothing"})
         begun = asyncio.Event()
         loop = asyncio.get_running_loop()

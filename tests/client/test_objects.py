@@ -105,7 +105,7 @@ def test_a_file_object_reads_and_seeks(manager: StateManager, task: str) -> None
 def long_object(shared_cluster: MemoryCluster) -> Iterator[tuple[StateManager, str, bytes]]:
     """An object of several leaves."""
     data = noise(45 * MIB, 5)
-    with StateManager(shared_cluster.coordinator_address) as manager:
+    with shared_cluster.state_manager() as manager:
         yield manager, manager.persist_application_data("long", data), data
 
 

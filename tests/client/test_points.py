@@ -266,7 +266,7 @@ def test_progress_goes_up_to_the_end(vm: Vm) -> None:
 def test_times_of_the_last_write(vm: Vm, shared_cluster: MemoryCluster) -> None:
     vm.volume(4 * MIB, [(0, noise(4 * MIB))])
     vm.register()
-    with StateManager(shared_cluster.coordinator_address, replica_wait_s=0) as quick:
+    with shared_cluster.state_manager(replica_wait_s=0) as quick:
         assert quick.last_transfer is None
         snapshot = quick.create_snapshot(vm.name)
         assert quick.settle(30)
@@ -305,6 +305,7 @@ def test_restore_places(vm: Vm, shared_cluster: MemoryCluster, monkeypatch: pyte
     place = vm.folder / "restores"
     monkeypatch.setenv("HOLDFAST_RESTORE_DIR", str(place))
     monkeypatch.setenv("HOLDFAST_COORDINATOR", shared_cluster.coordinator_address)
+    monkeypatch.setenv("HOLDFAST_TOKEN", shared_cluster.token)
     with StateManager() as manager:
         target = manager.restore_vm(snapshot, durable=True)
     assert target == place / vm.name / snapshot
