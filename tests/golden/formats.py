@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from holdfast_core.model.audit.export import export_lines
+from holdfast_core.model.audit.heads import HeadSigner, head_input
+from holdfast_core.model.audit.merkle import Frontier, leaf_hash
+from holdfast_core.model.audit.record import ROTATE_AUDIT_ACTION, AuditRecord
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.keys import KeyRing, TenantSecrets, wrap_secret
 from holdfast_core.model.layout import Layout, LayoutNode
 from holdfast_core.model.records import object_mac, object_mac_input, point_mac, point_mac_input
 from holdfast_core.model.tree import ObjectInner, ObjectLeaf, VolumeInner, VolumeLeaf, encode_node
-from holdfast_proto.v1 import records_pb2
+from holdfast_proto.v1 import audit_pb2, records_pb2
 
 FOLDER: Final = Path(__file__).parent / "files"
 
@@ -163,6 +167,63 @@ def object_mac_bytes() -> bytes:
     return object_mac_input(tenant=1, storage_id="app-c", task_id="task-1", size_bytes=123_456, root=root)
 
 
+AUDIT_SIGNERS: Final = tuple(
+    HeadSigner(f"audit-{number}", filler(f"audit key {number}"), "0123456789abcdef" * 2) for number in (1, 2)
+)
+
+
+def audit_records() -> list[AuditRecord]:
+    """Four records: a denial, two that did something, and the introduction of a key."""
+    second = AUDIT_SIGNERS[1]
+    calls: tuple[tuple[str, str, str, str, str, dict[str, str]], ...] = (
+        ("agent-7", "default", "snapshot.create", "vm/web-1", "OK", {"step": "begin", "point": "snap-a"}),
+        ("Zoë", "default", "point.restore", "vm/web-1", "DENIED", {}),
+        (
+            "admin",
+            "",
+            ROTATE_AUDIT_ACTION,
+            "cluster",
+            "OK",
+            {"key_id": second.key_id, "public_key": second.public_key.hex()},
+        ),
+        ("agent-7", "default", "snapshot.create", "vm/web-1", "REPEATED", {"step": "commit", "point": "snap-a"}),
+    )
+    return [
+        AuditRecord(
+            sequence=sequence,
+            time_unix_ms=1_800_000_000_000 + sequence,
+            principal=principal,
+            tenant=tenant,
+            action=action,
+            resource=resource,
+            outcome=outcome,
+            request_id=filler(f"request {sequence}", 8).hex(),
+            entry_id=filler(f"entry {sequence}", 8).hex(),
+            details=details,
+        )
+        for sequence, (principal, tenant, action, resource, outcome, details) in enumerate(calls)
+    ]
+
+
+def audit_export() -> bytes:
+    """A log of three records under the first key and one under the second."""
+    lines, tree = [record.to_line() for record in audit_records()], Frontier()
+    message = audit_pb2.ExportAuditRecordsResponse(
+        cluster_id="0123456789abcdef" * 2,
+        keys=[audit_pb2.AuditKey(key_id=each.key_id, public_key=each.public_key) for each in AUDIT_SIGNERS],
+    )
+    for signer, batch in zip(AUDIT_SIGNERS, (lines[:3], lines[3:]), strict=True):
+        first, tree = tree.size, tree.extended(map(leaf_hash, batch))
+        head = signer.sign(size=tree.size, root=tree.root, time_unix_ms=1_800_000_000_010 + first)
+        message.batches.add(first=first, lines=batch, head=head)
+    return b"".join(line + b"\n" for line in export_lines([message]))
+
+
+def audit_head_input() -> bytes:
+    """What a head's signature is over."""
+    return head_input("0123456789abcdef" * 2, 3, 1_800_000_000_010, filler("root of log"))
+
+
 FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "block-stored.bin": lambda: sealed(Codec.STORED, Kind.VOLUME, 1, filler("noise", 100)).data,
     "block-lz4.bin": lambda: sealed(Codec.LZ4, Kind.APPLICATION, 2, TEXT).data,
@@ -185,4 +246,6 @@ FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "object-record.pb": object_record,
     "vm-record.pb": vm_record,
     "session-record.pb": session_record,
+    "audit-export.jsonl": audit_export,
+    "audit-head-input.bin": audit_head_input,
 }

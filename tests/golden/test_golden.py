@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import hashlib
+import json
+import struct
 
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from holdfast_core.model.audit.record import AuditRecord
+from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.block import Codec, Kind, block_id, parse_header, verify
 from holdfast_core.model.keys import TenantSecrets, unwrap_secret
 from holdfast_core.model.layout import Layout
@@ -12,6 +19,7 @@ from holdfast_core.model.tree import decode_node
 from holdfast_proto.v1 import common_pb2, records_pb2
 from tests.golden import regenerate
 from tests.golden.formats import (
+    AUDIT_SIGNERS,
     BASE,
     BASE_ID,
     FOLDER,
@@ -24,6 +32,7 @@ from tests.golden.formats import (
     TEXT,
     VOLUME_INNER,
     VOLUME_LEAF,
+    audit_records,
     filler,
 )
 
@@ -92,6 +101,40 @@ def test_old_secrets_still_unwrap() -> None:
 def test_old_layouts_still_read() -> None:
     layout = Layout.from_message(common_pb2.Layout.FromString(golden("layout.pb")))
     assert (layout.epoch, layout.partitions, layout.replicas, len(layout.nodes)) == (5, 4, 2, 4)
+
+
+def test_old_exports_of_the_audit_log_still_pass() -> None:
+    lines = golden("audit-export.jsonl").splitlines(keepends=True)
+    verified = verify_export(lines, trusted=[AUDIT_SIGNERS[0].public_key])
+    assert (verified.records, verified.head.key_id) == (4, AUDIT_SIGNERS[1].key_id)
+    assert [AuditRecord.from_line(lines[at]) for at in (1, 2, 3, 5)] == audit_records()
+
+
+def plain_root(lines: list[bytes]) -> bytes:
+    """The root of the audit log's tree, as docs/formats.md defines it."""
+    if len(lines) == 1:
+        return hashlib.sha256(b"\0" + lines[0]).digest()
+    half = 1 << (len(lines) - 1).bit_length() - 1
+    return hashlib.sha256(b"\1" + plain_root(lines[:half]) + plain_root(lines[half:])).digest()
+
+
+def test_an_export_can_be_checked_without_us() -> None:
+    """From the description of the format alone: nothing here is the verifier's own code."""
+    lines = golden("audit-export.jsonl").removesuffix(b"\n").split(b"\n")
+    log = json.loads(lines[0])
+    keys = {each["key_id"]: bytes.fromhex(each["public_key"]) for each in log["keys"]}
+    records: list[bytes] = []
+    for line in lines[1:]:
+        head = json.loads(line)
+        if "type" not in head:
+            assert head["sequence"] == len(records)
+            records.append(line)
+            continue
+        assert (head["size"], head["root"]) == (len(records), plain_root(records).hex())
+        signed = b"holdfast v1 audit head\0" + log["cluster_id"].encode() + b"\0"
+        signed += struct.pack("<QQ", head["size"], head["time_unix_ms"]) + bytes.fromhex(head["root"])
+        Ed25519PublicKey.from_public_bytes(keys[head["key_id"]]).verify(bytes.fromhex(head["signature"]), signed)
+    assert head["size"] == 4
 
 
 def test_files_are_rewritten_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
