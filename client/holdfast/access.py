@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.pool import NodePool
@@ -38,15 +39,23 @@ class Access:
         clock: Clock,
         session_id: str = "",
         resource_id: str = "",
+        data_key: DataKey | None = None,
     ) -> None:
-        """Take a grant for a session, or for the point or object that is read; one of the two is named."""
+        """Take a grant for a session, or for the point or object that is read; one of the two is named.
+
+        `data_key` is the tenant's, where it keeps it itself.
+
+        Raises:
+            HoldfastError: KEY_MISMATCH if a data key is given and the tenant's is kept by the cluster; CORRUPT.
+        """
         self._endpoints = endpoints
         self._pool = pool
         self._clock = clock
         self._session_id = session_id
         self._resource_id = resource_id
         self._refreshing = asyncio.Lock()
-        self.ring = KeyRing(TenantSecrets.from_message(grant.keys))
+        granted = grant.keys
+        self.ring = KeyRing(TenantSecrets.from_message(granted) if data_key is None else data_key.merged(granted))
         self._take(grant)
 
     def _take(self, grant: Grant) -> None:
@@ -66,6 +75,14 @@ class Access:
     def capability(self) -> str:
         """Return the token to show to nodes."""
         return self._capability
+
+    def sealing_epoch(self, session_epoch: int) -> int:
+        """Return the data epoch that a session seals with; 0 from the coordinator leaves it to the tenant's own key.
+
+        Raises:
+            HoldfastError: KEY_MISMATCH if the tenant keeps its data key itself and it was not given.
+        """
+        return session_epoch or self.ring.data_epoch_newest
 
     def renewed(self, capability: str, expires_unix_ms: int) -> None:
         """Take a fresh token that came with a keep-alive."""

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from holdfast import convert
+from holdfast.key_file import read_key_file
 from holdfast.pieces import Pieces, pieces_of
 from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
@@ -137,6 +138,7 @@ class AsyncStateManager:
         if self._closed:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "the state manager is closed")
         if self._tools is None or self._calls is None:
+            data_key = None if self._key_file is None else read_key_file(self._key_file)
             _keep_freed_memory()
             endpoints = Endpoints(self._addresses, tls=self._tls, credential=self._credential)
             self._calls = CoordinatorCalls(endpoints)
@@ -151,6 +153,7 @@ class AsyncStateManager:
                 replica_wait_s=self._replica_wait_s,
                 report_damage=self._report_damage,
                 timed=self._timed,
+                data_key=data_key,
             )
         return self._tools, self._calls
 

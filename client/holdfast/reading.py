@@ -34,7 +34,14 @@ class Reading:
 
     def _open(self, grant: Grant, resource_id: str) -> tuple[Access, IndexReader, ContentReader]:
         tools = self._tools
-        access = Access(tools.endpoints, tools.pool, grant, clock=tools.clock, resource_id=resource_id)
+        access = Access(
+            tools.endpoints,
+            tools.pool,
+            grant,
+            clock=tools.clock,
+            resource_id=resource_id,
+            data_key=tools.data_key,
+        )
         reader = BlockReader(tools.pool, access.layouts, access.capability, executor=tools.executor)
         index = IndexReader(reader, access.ring.opener(), tools.executor)
         return access, index, ContentReader(access, tools.pool, tools.executor)

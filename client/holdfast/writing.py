@@ -22,6 +22,7 @@ from holdfast.sealers import SealingProcesses
 from holdfast.sessions import COMMIT_TIMEOUT_S, Session
 from holdfast.sources import VolumeSource
 from holdfast.uploader import Uploader
+from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.names import split_ids
 from holdfast_core.model.records import check_point, object_mac, point_mac
 from holdfast_core.runtime.blocks.pool import NodePool
@@ -44,6 +45,7 @@ class Toolbox:
         replica_wait_s: how long a commit waits for copies beyond the quorum.
         report_damage: tells the coordinator of ids that no owner could give, and of what was being read.
         timed: told of each write's times, again when its last copy is written.
+        data_key: the tenant's data key, where it keeps it itself.
     """
 
     endpoints: Endpoints
@@ -56,6 +58,7 @@ class Toolbox:
     replica_wait_s: float
     report_damage: Callable[[tuple[bytes, ...], str], Awaitable[None]]
     timed: Callable[[Transfer], None]
+    data_key: DataKey | None = None
 
     def reader(self, access: Access) -> BlockReader:
         """Return a reader under an operation's access."""
@@ -144,6 +147,7 @@ class PointJob(WriteJob[PointInfo]):
             begun.grant,
             clock=tools.clock,
             session_id=begun.session_id,
+            data_key=tools.data_key,
         )
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
@@ -160,7 +164,7 @@ class PointJob(WriteJob[PointInfo]):
                 tools.executor,
                 tools.processes,
                 workers=tools.workers,
-                key_epoch=begun.key_epoch,
+                key_epoch=access.sealing_epoch(begun.key_epoch),
                 progress=self._progress,
                 damaged_index=damage.extend,
             )
@@ -212,6 +216,7 @@ class ObjectJob(WriteJob[ObjectInfo]):
             begun.grant,
             clock=tools.clock,
             session_id=begun.session_id,
+            data_key=tools.data_key,
         )
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
@@ -220,7 +225,7 @@ class ObjectJob(WriteJob[ObjectInfo]):
                 uploader,
                 tools.executor,
                 workers=tools.workers,
-                key_epoch=begun.key_epoch,
+                key_epoch=access.sealing_epoch(begun.key_epoch),
                 progress=self._progress,
             )
             root, block_count = await writer.write(pieces)

@@ -236,7 +236,11 @@ class KeyRing:
 
 
 def _withheld() -> HoldfastError:
-    return HoldfastError(ErrorCode.KEY_MISMATCH, "the tenant keeps its data secret to itself; it is not here")
+    return HoldfastError(
+        ErrorCode.KEY_MISMATCH,
+        "the tenant keeps its data secret to itself and it is not here; give its file with --key-file "
+        "(HOLDFAST_KEY_FILE)",
+    )
 
 
 def master_fingerprint(master: bytes) -> bytes:
