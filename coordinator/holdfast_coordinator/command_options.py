@@ -44,10 +44,20 @@ Partitions: TypeAlias = Annotated[
     ),
 ]
 MasterKey: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         envvar="HOLDFAST_MASTER_KEY",
-        help="File of the master key: 32 raw bytes or 64 hexadecimal digits (DATA/master.key).",
+        metavar="FILE|vault:URL",
+        help="The master key: a file of 32 raw bytes or 64 hexadecimal digits (DATA/master.key), or "
+        "vault:https://HOST:8200/MOUNT/KEY for a transit key of HashiCorp Vault.",
+    ),
+]
+OldMasterKey: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HOLDFAST_OLD_MASTER_KEY",
+        metavar="FILE|vault:URL[,…]",
+        help="Master keys that secrets may still be wrapped by, until `holdfast keys rewrap` has run.",
     ),
 ]
 CreateMasterKey: TypeAlias = Annotated[

@@ -25,6 +25,7 @@ from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, RandomBytes,
 from holdfast_coordinator.cluster_service import ClusterService
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
+from holdfast_coordinator.keys.service import KeyService
 from holdfast_coordinator.layouts import Layouts
 from holdfast_coordinator.membership import Membership
 from holdfast_coordinator.metrics import CoordinatorMetrics
@@ -46,9 +47,10 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2, tenants_pb2
+from holdfast_proto.v1 import access_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
 from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
+from holdfast_proto.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
 from holdfast_proto.v1.tenants_pb2 import TenantRecord
 from holdfast_proto.v1.tenants_pb2_grpc import add_TenantServiceServicer_to_server
@@ -57,6 +59,7 @@ _COUNTING_INTERVAL_S: Final = 10.0
 _GUARDED: Final = os.environ.get("GUARDED") == "1"
 _ACCESS_SERVICE: Final = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
 _TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
+_KEY_SERVICE: Final = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
@@ -307,6 +310,19 @@ class Coordinator:
                 random_bytes=self._random_bytes,
             ),
             _TENANT_SERVICE,
+        )
+        host.add(
+            add_KeyServiceServicer_to_server,
+            KeyService(
+                self._store,
+                parts.chain,
+                self._master,
+                parts.ledger,
+                parts.tenants,
+                clock=self._clock,
+                random_bytes=self._random_bytes,
+            ),
+            _KEY_SERVICE,
         )
 
     async def _follow(self, parts: _Parts) -> None:

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import Final
 
-from holdfast_coordinator.access.identity import StaticToken
+from holdfast_coordinator.access.identity import admin_token as static_admin_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
@@ -46,8 +46,8 @@ class EmbeddedCoordinator:
         options = ClusterOptions(nodes_expected=nodes_expected, replicas=replicas, partitions=partitions)
         self._settings = replace(settings or CoordinatorSettings(), options=options)
         if admin_token is not None:
-            admin = StaticToken("admin", "admin", Credential(token=admin_token))
-            self._settings = replace(self._settings, static_tokens=(*self._settings.static_tokens, admin))
+            tokens = (*self._settings.static_tokens, static_admin_token(Credential(token=admin_token)))
+            self._settings = replace(self._settings, static_tokens=tokens)
         self._master_key = master_key or secrets.token_bytes(MASTER_KEY_BYTES)
         self._clock: Clock = clock or SystemClock()
         self._store = store

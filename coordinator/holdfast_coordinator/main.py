@@ -6,6 +6,7 @@ On stdout it prints one line, `listening HOST:PORT`, once it serves; its log goe
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,12 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from holdfast_coordinator import command_options as opt
-from holdfast_coordinator.access.identity import StaticToken
+from holdfast_coordinator.access.identity import StaticToken, admin_token, node_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
-from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
-from holdfast_coordinator.master_key import create_master_key as make_master_key
-from holdfast_coordinator.master_key import read_master_key
+from holdfast_coordinator.keys.master import MasterKeys
+from holdfast_coordinator.master_key import open_master_keys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
@@ -33,7 +33,6 @@ from holdfast_core.runtime.signals import termination_signals
 
 DEFAULT_BIND: Final = "127.0.0.1:7400"
 METADATA_FILE: Final = "metadata.sqlite"
-MASTER_KEY_FILE: Final = "master.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +59,7 @@ def command(
     replicas: opt.Replicas = None,
     partitions: opt.Partitions = None,
     master_key: opt.MasterKey = None,
+    old_master_key: opt.OldMasterKey = None,
     create_master_key: opt.CreateMasterKey = False,
     admin_token_file: opt.AdminTokenFile = None,
     node_token_file: opt.NodeTokenFile = None,
@@ -80,7 +80,15 @@ def command(
         static_tokens=_static_tokens(data, admin=admin_token_file, node=node_token_file),
         plaintext_on_network=insecure_plaintext_on_network,
     )
-    key = _master_key(master_key, data, create=create_master_key)
+    master = open_master_keys(
+        master_key,
+        old_master_key,
+        data=data,
+        create=create_master_key,
+        has_metadata=data is not None and (data / METADATA_FILE).exists(),
+        random_bytes=secrets.token_bytes,
+        environment=os.environ,
+    )
     engine = (
         None
         if etcd is None
@@ -91,7 +99,7 @@ def command(
             password=etcd_password,
         )
     )
-    asyncio.run(_serve(data, engine, key, settings))
+    asyncio.run(_serve(data, engine, master, settings))
 
 
 def _static_tokens(data: Path | None, *, admin: Path | None, node: Path | None) -> tuple[StaticToken, ...]:
@@ -101,31 +109,14 @@ def _static_tokens(data: Path | None, *, admin: Path | None, node: Path | None) 
         HoldfastError: UNAUTHENTICATED if a file cannot be read or holds no token.
     """
     tokens = []
-    for principal, path in (("admin", admin), ("node", node)):
+    for principal, path, token in (("admin", admin, admin_token), ("node", node, node_token)):
         if path is None and data is not None and (data / f"{principal}.token").exists():
             path = data / f"{principal}.token"
         if path is not None:
             source = Credential(token_file=path)
             source.metadata()  # a wrong file is told now, not at the first call
-            tokens.append(StaticToken(principal, principal, source))
+            tokens.append(token(source))
     return tuple(tokens)
-
-
-def _master_key(path: Path | None, data: Path | None, *, create: bool) -> bytes:
-    """Return the master key.
-
-    Raises:
-        HoldfastError: INVALID_ARGUMENT if no place for it was named; as `read_master_key` and `create_master_key`.
-    """
-    if path is None:
-        if data is None:
-            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "name the master key's file with --master-key, or --data")
-        path = data / MASTER_KEY_FILE
-    if not create or (data is not None and (data / METADATA_FILE).exists()):
-        # A new key would fit nothing that metadata which exists already holds.
-        return read_master_key(path)
-    _make_directory(path.parent)
-    return make_master_key(path, random_bytes=secrets.token_bytes)
 
 
 @asynccontextmanager
@@ -144,8 +135,7 @@ async def _open_store(data: Path | None, etcd: Etcd | None) -> AsyncIterator[Met
         await store.close()
 
 
-async def _serve(data: Path | None, etcd: Etcd | None, key: bytes, settings: CoordinatorSettings) -> None:
-    master = MasterKeys(FileMasterKey(key, secrets.token_bytes))
+async def _serve(data: Path | None, etcd: Etcd | None, master: MasterKeys, settings: CoordinatorSettings) -> None:
     async with _open_store(data, etcd) as store:
         coordinator = Coordinator(store, master=master, settings=settings, random_bytes=secrets.token_bytes)
         with termination_signals() as asked:

@@ -343,7 +343,7 @@ class GetPolicyResponse(_message.Message):
     document: _builtins.str
     """The document: JSON, as docs/security.md describes it."""
     revision: _builtins.int
-    """Its revision, for SetPolicy."""
+    """Its revision, for SetPolicy; -1 while nobody has set one."""
     def __init__(
         self,
         *,
@@ -369,7 +369,7 @@ class SetPolicyRequest(_message.Message):
     document: _builtins.str
     """The new document. A malformed one is refused whole and the old one stays."""
     revision: _builtins.int
-    """Revision that the change starts from; CONFLICT if another came in between. 0 replaces whatever is there."""
+    """Revision that the change starts from, as GetPolicy gave it; CONFLICT if another came in between. 0 replaces whatever is there."""
     def __init__(
         self,
         *,
