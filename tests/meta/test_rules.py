@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from typing import Final
 
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 
-from holdfast_core.model.access.permissions import CLUSTER_PERMISSIONS, IMPLIED_PERMISSIONS, PERMISSIONS, SESSION_OWN
+from holdfast_core.model.access.permissions import (
+    BUILT_IN_ROLES,
+    CLUSTER_PERMISSIONS,
+    IMPLIED_PERMISSIONS,
+    PERMISSIONS,
+    SESSION_OWN,
+)
 from holdfast_core.runtime.rules import all_rules, rule_of
 from holdfast_proto.v1.rules_pb2 import Rule
-from tests.meta.tree import tracked
+from tests.meta.tree import text_of, tracked
 
 VERBS: Final = {"put", "get", "has", "scan", "delete", "status"}
 """What a capability may name."""
@@ -78,3 +86,9 @@ def test_only_known_calls_stream_their_answers() -> None:
         if method.server_streaming and method.containing_service.name != "BlockService"
     }
     assert streams == {"WatchCluster", "ExportAuditRecords"}
+
+
+def test_the_documents_table_of_roles_is_the_programs() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| (all|`[^|]+`) \|$", text_of(Path("docs/security.md")), re.MULTILINE)
+    told = {role: PERMISSIONS if cell == "all" else frozenset(re.findall(r"`([a-z.]+)`", cell)) for role, cell in rows}
+    assert told == dict(BUILT_IN_ROLES)
