@@ -44,7 +44,8 @@ def saved_disk(cluster: Up, folder: Path, vm: str = "vm") -> tuple[str, str]:
 def test_it_lays_out_its_directory_and_survives_restarts(up: Up, tmp_path: Path) -> None:
     up.start()
     assert {entry.name for entry in up.data.iterdir()} == {
-        *("coordinator", "node-1", "node-2", "node-3", "master.key", "up.lock", "logs", "run")
+        *("coordinator", "node-1", "node-2", "node-3", "master.key", "up.lock", "logs", "run"),
+        *("admin.token", "node.token"),
     }
     key = up.data / "master.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600

@@ -1,8 +1,9 @@
-"""The directory of `holdfast up`: one folder a service, their logs, the master key, and a lock against a second `up`.
+"""The directory of `holdfast up`: one folder a service, their logs, keys, and a lock against a second `up`.
 
-DIR/coordinator/   metadata (empty with --etcd)      DIR/master.key   32 random bytes, mode 0600
-DIR/node-1/ …      blocks of each storage node       DIR/logs/        one log a service
-    DIR/run/           process ids while they run
+DIR/coordinator/   metadata (empty with --etcd)      DIR/master.key    32 random bytes, mode 0600
+DIR/node-1/ …      blocks of each storage node       DIR/admin.token   what callers show, mode 0600, new at each start
+DIR/run/           process ids while they run        DIR/node.token    what nodes show
+DIR/logs/          one log a service
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.cli.exits import say
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.credentials import home_token_file, new_token, write_token
 
 # A log this large is set aside (one generation) when a service starts.
 _LOG_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -33,6 +36,30 @@ class UpDirectory:
     def master_key(self) -> Path:
         """The file of the master key."""
         return self.root / "master.key"
+
+    @property
+    def admin_token(self) -> Path:
+        """The file of the token that stands for an administrator."""
+        return self.root / "admin.token"
+
+    @property
+    def node_token(self) -> Path:
+        """The file of the token that storage nodes join with."""
+        return self.root / "node.token"
+
+    def draw_tokens(self, random_bytes: Callable[[int], bytes]) -> None:
+        """Draw both tokens anew: one that got into other hands ends with the cluster's run.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if they cannot be written.
+        """
+        for path in (self.admin_token, self.node_token):
+            try:
+                write_token(path, new_token(random_bytes))
+            except OSError as error:
+                raise HoldfastError(
+                    ErrorCode.INVALID_ARGUMENT, f"{path} cannot be written: {error.strerror}; choose another --data"
+                ) from error
 
     def service(self, name: str) -> Path:
         """The folder of a service: "coordinator" or "node-1" and so on."""
@@ -101,3 +128,29 @@ def opened(root: Path) -> Iterator[UpDirectory]:
         yield UpDirectory(root)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def token_at_home(directory: UpDirectory, address: str) -> Iterator[None]:
+    """Keep the admin's token in the user's home while the block runs, under the coordinator's address.
+
+    Commands and the SDK find it there, for this user alone. Where the home cannot be written they have to be told.
+    """
+    text = directory.admin_token.read_text(encoding="ascii").strip()
+    try:
+        path = home_token_file(address)
+        for folder in (path.parents[1], path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_token(path, text)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this user has none"
+        say(f"the token cannot be kept in the home ({reason}); use: --token-file {directory.admin_token}")
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            # Another cluster that took the port since has put its own there.
+            if path.read_text(encoding="ascii").strip() == text:
+                path.unlink()

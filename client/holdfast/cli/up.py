@@ -8,6 +8,7 @@ cluster answers nobody, so then `up` drains the nodes and ends with exit code 1.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Annotated, Final
 import typer
 
 from holdfast.cli.children import Child
-from holdfast.cli.directory import UpDirectory, opened
+from holdfast.cli.directory import UpDirectory, opened, token_at_home
 from holdfast.cli.exits import DONE, FAILED, say
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import NODES_MAX, REPLICAS_DEFAULT
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock, SystemClock
+from holdfast_core.runtime.credentials import Credential
 from holdfast_core.runtime.options import format_address
 from holdfast_core.runtime.signals import termination_signals
 
@@ -69,7 +71,8 @@ def up(
     """Run a whole cluster in the foreground; prints `ready coordinator=HOST:PORT` when it can be used.
 
     SIGTERM or Ctrl-C stops it cleanly, and DIR survives: the next `up` on it goes on. DIR/master.key seals the data;
-    losing it loses the data. A storage node that dies is told and the others go on.
+    losing it loses the data. A storage node that dies is told and the others go on. Callers of the same user find
+    their token by themselves; others need --token-file DIR/admin.token.
     """
     settings = UpSettings(data=data, port=port, nodes=nodes, replicas=replicas, etcd=etcd)
     code = asyncio.run(run_up(settings, clock=SystemClock()))
@@ -86,6 +89,7 @@ async def run_up(settings: UpSettings, *, clock: Clock) -> int:
     """
     with opened(settings.data.absolute()) as directory, termination_signals() as asked:
         plan = _Plan.of(settings, directory)
+        directory.draw_tokens(os.urandom)
         serving = asyncio.ensure_future(_serve(plan, directory, clock))
         stopping = asyncio.ensure_future(asked.wait())
         try:
@@ -111,15 +115,16 @@ async def _serve(plan: _Plan, directory: UpDirectory, clock: Clock) -> int:
         async def start_node(number: int) -> None:
             children.append(await plan.start_node(number, directory, coordinator.address))
 
-        async with plain_task_group() as group:
-            for number in range(1, plan.node_count + 1):
-                group.create_task(start_node(number))
-        return await _watch(coordinator, children, clock)
+        with token_at_home(directory, coordinator.address):
+            async with plain_task_group() as group:
+                for number in range(1, plan.node_count + 1):
+                    group.create_task(start_node(number))
+            return await _watch(coordinator, children, directory, clock)
     finally:
         await _end(children)
 
 
-async def _watch(coordinator: Child, children: Sequence[Child], clock: Clock) -> int:
+async def _watch(coordinator: Child, children: Sequence[Child], directory: UpDirectory, clock: Clock) -> int:
     """Wait until the cluster takes writes, say so, tell of each service that ends; return when the coordinator does.
 
     Raises:
@@ -133,7 +138,7 @@ async def _watch(coordinator: Child, children: Sequence[Child], clock: Clock) ->
     async with plain_task_group() as group:
         watchers = [group.create_task(watch(child)) for child in children]
         try:
-            await _until_ready(coordinator.address, children, deaths, clock)
+            await _until_ready(coordinator.address, children, deaths, directory, clock)
             sys.stdout.write(f"ready coordinator={coordinator.address}\n")
             sys.stdout.flush()
             while True:
@@ -148,7 +153,11 @@ async def _watch(coordinator: Child, children: Sequence[Child], clock: Clock) ->
 
 
 async def _until_ready(
-    coordinator: str, children: Sequence[Child], deaths: asyncio.Queue[tuple[Child, str]], clock: Clock
+    coordinator: str,
+    children: Sequence[Child],
+    deaths: asyncio.Queue[tuple[Child, str]],
+    directory: UpDirectory,
+    clock: Clock,
 ) -> None:
     """Wait until the cluster takes writes and knows every node at the address that it has in this run.
 
@@ -161,7 +170,7 @@ async def _until_ready(
 
     addresses = {child.address for child in children if child.address != coordinator}
     deadline_s = clock.monotonic_s() + _START_S
-    endpoints = Endpoints([coordinator])
+    endpoints = Endpoints([coordinator], credential=Credential(token_file=directory.admin_token))
     try:
         while True:
             status = await endpoints.call(
@@ -225,6 +234,7 @@ class _Plan:
     async def start_coordinator(self, directory: UpDirectory) -> Child:
         arguments = ["coordinator", "--data", str(directory.service("coordinator"))]
         arguments += ["--bind", format_address(_HOST, self.settings.port), "--master-key", str(directory.master_key)]
+        arguments += ["--admin-token-file", str(directory.admin_token), "--node-token-file", str(directory.node_token)]
         replicas = self.settings.replicas
         if self.new:
             arguments.append("--create-master-key")
@@ -241,4 +251,5 @@ class _Plan:
         name = f"node-{number}"
         arguments = ["storagenode", "--node-id", name, "--zone", f"zone-{number}", "--coordinator", coordinator]
         arguments += ["--data", str(directory.service(name)), "--bind", format_address(_HOST, 0)]
+        arguments += ["--token-file", str(directory.node_token)]
         return await Child.start(name, arguments, directory, within_s=_START_S)

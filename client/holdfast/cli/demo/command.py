@@ -97,7 +97,7 @@ class Demo:
         self._tell(f"starting a coordinator and {NODES} storage nodes, each a process of its own")
         with (
             running_cluster(self._work / "cluster", nodes=NODES) as cluster,
-            StateManager(cluster.coordinator) as manager,
+            StateManager(cluster.coordinator, token_file=cluster.directory.admin_token) as manager,
         ):
             saved = self._save(manager, maker, files)
             self._break(cluster)
