@@ -26,7 +26,8 @@ class Measured:
         started_s: `time.monotonic()` at its start, which all processes of a machine share.
         wall_s: from start to exit.
         cpu_s: user and system, the command's own children included.
-        peak_rss_bytes: high-water mark of the command's own memory.
+        peak_rss_bytes: highest sum of the high-water marks of the command and its living descendants; what they share
+            counts in each.
         output: what it printed on stdout.
     """
 
@@ -80,19 +81,37 @@ def run_measured(
 
 
 def _peak_until_exit(pid: int) -> int:
-    """Wait until the process has exited (it stays unreaped) and return its high-water mark of memory in bytes."""
+    """Wait until the process has exited (it stays unreaped) and return its and its descendants' peak in bytes."""
     peak = 0
     handle = os.pidfd_open(pid)
     try:
         while True:
-            with open(f"/proc/{pid}/status") as status:
-                for line in status:
-                    if line.startswith("VmHWM:"):
-                        peak = max(peak, int(line.split()[1]) * 1024)
+            peak = max(peak, sum(_high_water_bytes(one) for one in _with_descendants(pid)))
             if select.select([handle], [], [], _SAMPLE_S)[0]:
                 return peak
     finally:
         os.close(handle)
+
+
+def _with_descendants(pid: int) -> list[int]:
+    """A process and its living descendants, by what the kernel lists for its threads: cheap enough for every sample."""
+    tree = [pid]
+    for one in tree:
+        for listed in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                tree += [int(child) for child in listed.read_text().split()]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return tree
+
+
+def _high_water_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
 def tree_cpu_s(pid: int) -> float:

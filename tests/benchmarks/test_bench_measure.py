@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 
 def test_a_command_is_measured_with_its_children(tmp_path: Path) -> None:
-    """CPU of a child's child counts, memory is the command's own peak, output is kept."""
+    """CPU of a child's child counts, so does its memory, and output is kept."""
     burn = "subprocess.run([sys.executable, '-c', 'sum(range(3_000_000))'])"
     script = f"import subprocess, sys; kept = bytearray(80 << 20); print('said'); {burn}"
     took = run_measured([sys.executable, "-c", script], scratch=tmp_path)
@@ -26,6 +26,14 @@ def test_a_command_is_measured_with_its_children(tmp_path: Path) -> None:
     assert 80 * MIB < took.peak_rss_bytes < 200 * MIB
     assert took.cpu_s > 0.03
     assert took.wall_s > 0.03
+
+
+def test_memory_of_children_counts(tmp_path: Path) -> None:
+    """A command that holds 80 MiB beside a child that holds as much takes both."""
+    hold = "kept = bytearray(80 << 20); kept[::4096] = b'1' * (20 << 10)"
+    child = f"subprocess.run([sys.executable, '-c', {hold + '; import time; time.sleep(0.3)'!r}])"
+    took = run_measured([sys.executable, "-c", f"import subprocess, sys; {hold}; {child}"], scratch=tmp_path)
+    assert 160 * MIB < took.peak_rss_bytes < 280 * MIB
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
