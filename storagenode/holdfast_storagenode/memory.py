@@ -6,10 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from holdfast_core.model.block import SealedBlock, verify
+from holdfast_core.model.block import verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import BATCH_BYTES_MAX, GIB
-from holdfast_storagenode.store import BlockEntry, Found, PartitionOf, StoreStatus, Verdict, kind_of
+from holdfast_storagenode.store import BlockEntry, Found, PartitionOf, Sealed, StoreStatus, Verdict, kind_of
 
 CAPACITY_BYTES_DEFAULT: Final = 4 * GIB
 
@@ -27,12 +27,12 @@ class MemoryStore:
         self._quarantined: set[_Key] = set()
         self._used_bytes = 0
 
-    def put(self, tenant: int, blocks: Sequence[SealedBlock]) -> list[Verdict]:
+    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
         """See `BlockStore.put`."""
         with self._lock:
             keys = [self._key(tenant, block.id) for block in blocks]
             fresh = {
-                key: block.data
+                key: bytes(block.data)
                 for key, block in zip(keys, blocks, strict=True)
                 if key not in self._blocks or key in self._quarantined
             }

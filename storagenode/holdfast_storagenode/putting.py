@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from holdfast_core.model.block import SealedBlock, parse_header, verify
+from holdfast_core.model.block import SealedView, check_form, unchanging_view, verify_view
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, BLOCK_ID_BYTES, SEALED_BYTES_MAX
 from holdfast_core.model.names import split_ids
@@ -89,18 +89,20 @@ def check_batch(message: PutMessage, *, newest_epoch: int) -> Batch:
     return Batch(request.sequence, ids, lengths, data)
 
 
-def verified_blocks(batch: Batch, kinds: frozenset[int]) -> list[SealedBlock]:
-    """Return the batch's blocks, each hashed and its form checked.
+def verified_blocks(batch: Batch, kinds: frozenset[int]) -> list[SealedView]:
+    """Return the batch's blocks, each hashed and its form checked, where they lie in the message.
 
     Raises:
         HoldfastError: CORRUPT if one does not match its id or is no sealed block; DENIED if its kind is not in
             `kinds`.
     """
-    blocks: list[SealedBlock] = []
+    blocks: list[SealedView] = []
+    # Once a batch: should the message be one that can change, it is copied as a whole and not once a block.
+    data = unchanging_view(batch.data)
     at = 0
     for block_id, length in zip(batch.ids, batch.lengths, strict=True):
-        block = verify(block_id, batch.data[at : at + length])
-        if parse_header(block.data).kind not in kinds:
+        block = verify_view(block_id, data[at : at + length])
+        if check_form(block.data) not in kinds:
             raise HoldfastError(
                 ErrorCode.DENIED, "the capability does not allow this kind of block", block_ids=[block_id]
             )

@@ -1,7 +1,7 @@
 """What a storage node asks of the thing that keeps its blocks. One conformance suite runs on every implementation.
 
 Stores are synchronous and thread-safe. A tenant sees only its own blocks. Every id is verified: what goes in was
-verified by construction (`SealedBlock`), what comes out was hashed after it was read.
+verified by construction (`Sealed`), what comes out was hashed after it was read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from holdfast_core.model.block import SealedBlock
+from holdfast_core.model.block import Buffer, SealedBlock, SealedView
 
 # Where the header of a sealed block has its flags, and which of their bits are the kind.
 _FLAGS_OFFSET: Final = 6
@@ -55,6 +55,9 @@ class StoreStatus:
     failed: bool
 
 
+Sealed: TypeAlias = SealedBlock | SealedView
+"""A verified block to keep. A view keeps its whole message alive, so a store that holds on to bytes copies it."""
+
 Found: TypeAlias = SealedBlock | Verdict
 """A verified block, or MISSING or CORRUPT."""
 
@@ -65,7 +68,7 @@ PartitionOf: TypeAlias = Callable[[bytes], int]
 class BlockStore(Protocol):
     """Keeps sealed blocks by tenant and id."""
 
-    def put(self, tenant: int, blocks: Sequence[SealedBlock]) -> list[Verdict]:
+    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
         """Keep all of `blocks` or none; durable on return. OK: written now. PRESENT: was there, whole.
 
         Raises:
@@ -106,7 +109,7 @@ class BlockStore(Protocol):
 class SubmittingStore(Protocol):
     """An optional power: `put` in two steps, so that a batch which waits for the disk holds no thread."""
 
-    def submit(self, tenant: int, blocks: Sequence[SealedBlock]) -> Future[list[Verdict]]:
+    def submit(self, tenant: int, blocks: Sequence[Sealed]) -> Future[list[Verdict]]:
         """As `put`, but return as soon as the order of writes is decided; the future ends when all is durable."""
         ...
 
@@ -120,6 +123,6 @@ class CompactingStore(Protocol):
         ...
 
 
-def kind_of(sealed: bytes) -> int:
+def kind_of(sealed: Buffer) -> int:
     """Return the kind of a sealed block whose form was checked: bits 0 and 1 of the flags (DESIGN section 3)."""
     return sealed[_FLAGS_OFFSET] & _KIND_BITS

@@ -17,9 +17,13 @@ from holdfast_core.model.block import (
     Codec,
     Kind,
     SealedBlock,
+    SealedView,
     block_id,
+    check_form,
     parse_header,
+    unchanging_view,
     verify,
+    verify_view,
 )
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
@@ -208,6 +212,55 @@ def test_a_buffer_that_is_verified_is_copied_first() -> None:
     assert held == block
 
 
+def test_a_view_is_kept_of_bytes_and_of_nothing_else() -> None:
+    block = seal(b"stays where it is")
+    message = b"before" + block.data + b"after"
+    held = verify_view(block.id, memoryview(message)[6:-5])
+    assert held.data.obj is message
+    assert held.id == block.id
+    assert held.data == block.data
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_may_change_is_copied_before_it_is_hashed(read_only: bool) -> None:
+    block = seal(b"stays as it was")
+    shared = bytearray(block.data)
+    given = memoryview(shared).toreadonly() if read_only else memoryview(shared)
+    held = verify_view(block.id, given)
+    kept = unchanging_view(given)
+    shared[50] ^= 1
+    assert held.data == kept == block.data
+    assert held.data.readonly
+
+
+def test_bytes_that_do_not_lie_together_are_copied() -> None:
+    block = seal(b"every other byte")
+    spread = bytes(byte for byte in block.data for _ in range(2))
+    held = verify_view(block.id, memoryview(spread)[::2])
+    assert held.data == block.data
+    assert held.data.c_contiguous
+
+
+def test_a_view_of_other_bytes_is_refused() -> None:
+    block = seal(b"this and nothing else")
+    with pytest.raises(HoldfastError) as caught:
+        verify_view(block.id, block.data[:-1] + b"?")
+    assert (caught.value.code, caught.value.block_ids) == (ErrorCode.CORRUPT, (block.id,))
+
+
+def test_a_view_is_not_made_by_hand() -> None:
+    with pytest.raises(TypeError, match="by hand"):
+        SealedView()
+    block = seal(b"x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        verify_view(block.id, block.data).data = memoryview(b"y")  # type: ignore[misc]
+
+
+@given(kind=st.sampled_from(Kind))
+def test_the_form_tells_the_kind(kind: Kind) -> None:
+    assert check_form(memoryview(seal(b"of a kind", kind=kind).data)) == kind
+
+
 @pytest.mark.parametrize(
     ("what", "offset", "value"),
     [
@@ -227,16 +280,18 @@ def test_malformed_headers_are_refused(what: str, offset: int, value: bytes) -> 
     good = seal(bytes(100), Codec.STORED).data
     assert parse_header(good).plain_bytes == 100, what
     bad = good[:offset] + value + good[offset + len(value) :]
-    with pytest.raises(HoldfastError) as caught:
-        parse_header(bad)
-    assert caught.value.code is ErrorCode.CORRUPT
+    for look in (parse_header, check_form):
+        with pytest.raises(HoldfastError) as caught:
+            look(bad)
+        assert caught.value.code is ErrorCode.CORRUPT
 
 
 @pytest.mark.parametrize("size", [0, 4, 55, PLAIN_BYTES_MAX + 5 * 1024])
 def test_impossible_lengths_are_refused(size: int) -> None:
-    with pytest.raises(HoldfastError) as caught:
-        parse_header(seal(bytes(100)).data.ljust(size, b"\0")[:size])
-    assert caught.value.code is ErrorCode.CORRUPT
+    for look in (parse_header, check_form):
+        with pytest.raises(HoldfastError) as caught:
+            look(seal(bytes(100)).data.ljust(size, b"\0")[:size])
+        assert caught.value.code is ErrorCode.CORRUPT
 
 
 def test_unknown_epochs_and_withheld_secrets_do_not_open() -> None:

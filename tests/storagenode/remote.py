@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from holdfast_core.model.block import SealedBlock, verify
+from holdfast_core.model.block import verify
 from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_proto.v1 import blocks_pb2 as pb
-from holdfast_storagenode.store import BlockEntry, Found, StoreStatus, Verdict, kind_of
+from holdfast_storagenode.store import BlockEntry, Found, Sealed, StoreStatus, Verdict, kind_of
 from tests.storagenode.cluster import LoopThread, NodeClient, mint
 
 Answer = TypeVar("Answer")
 
 
-def batch_of(blocks: Sequence[SealedBlock], *, sequence: int = 0, layout_epoch: int = 1) -> pb.PutBlocksRequest:
+def batch_of(blocks: Sequence[Sealed], *, sequence: int = 0, layout_epoch: int = 1) -> pb.PutBlocksRequest:
     """Return the message that puts `blocks`."""
     return pb.PutBlocksRequest(
         sequence=sequence,
@@ -50,7 +50,7 @@ class RemoteStore:
         self._address = address
         self._signer = signer
 
-    def put(self, tenant: int, blocks: Sequence[SealedBlock]) -> list[Verdict]:
+    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
         (answer,) = self._loop.run(self._with(tenant, lambda client: client.put([batch_of(blocks)])))
         return [Verdict(verdict) for verdict in answer.verdicts]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_core.model.block import Kind, SealedBlock
+from holdfast_core.model.block import Kind, SealedBlock, verify_view
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_storagenode.embedded import EmbeddedStorageNode
 from holdfast_storagenode.memory import MemoryStore
@@ -129,6 +129,16 @@ def test_rot_is_never_served_and_a_put_heals_it(rig: Rig) -> None:
     assert rig.store.put(1, [blocks[1]]) == [Verdict.OK]
     assert rig.store.get(1, ids, bytes_max=ALL) == blocks
     assert rig.store.status().quarantined_count == 0
+
+
+def test_blocks_are_taken_from_the_message_that_they_lie_in(rig: Rig) -> None:
+    blocks = make_blocks(3)
+    size = len(blocks[0].data)
+    message = b"".join(block.data for block in blocks)
+    views = [verify_view(block.id, memoryview(message)[at * size :][:size]) for at, block in enumerate(blocks)]
+    assert rig.store.put(1, views) == [Verdict.OK] * 3
+    assert rig.store.put(1, [views[0], blocks[1]]) == [Verdict.PRESENT] * 2
+    assert rig.store.get(1, [block.id for block in blocks], bytes_max=ALL) == blocks
 
 
 def test_rot_is_found_by_a_verifying_has_and_counted(rig: Rig) -> None:

@@ -1,7 +1,8 @@
 """Sealed blocks: the unit that nodes keep, and the two only ways to hold one (DESIGN section 3, docs/formats.md).
 
 A `SealedBlock` exists because it was sealed here or because its bytes were hashed and found to match its id, so wrong
-bytes cannot be passed on as a block. Nodes use `verify` and `parse_header` and need no key for either.
+bytes cannot be passed on as a block; a `SealedView` is the same for bytes that stay where they came in. Nodes use
+`verify`, `verify_view` and `check_form` and need no key for any of them.
 
 The nonce is synthetic: the same bytes under the same key give the same block, hence the same id, hence dedup; any
 difference, the codec's included, gives another nonce.
@@ -36,10 +37,14 @@ __all__ = [
     "Kind",
     "Opener",
     "SealedBlock",
+    "SealedView",
     "Sealer",
     "block_id",
+    "check_form",
     "parse_header",
+    "unchanging_view",
     "verify",
+    "verify_view",
 ]
 
 MAGIC: Final = b"HFB1"
@@ -49,7 +54,6 @@ _ASSOCIATED = struct.Struct("<4sBBHII")
 _ASSOCIATED_BYTES: Final = 16
 HEADER_BYTES: Final = _ASSOCIATED_BYTES + NONCE_BYTES
 SEALED_OVERHEAD_BYTES: Final = HEADER_BYTES + TAG_BYTES
-_KIND_BITS: Final = 0b11
 _SCRATCH_KEPT_BYTES_MAX: Final = 1 * MIB
 
 
@@ -59,6 +63,12 @@ class Kind(enum.IntEnum):
     VOLUME = 0
     APPLICATION = 1
     INDEX = 2
+
+
+# Plain numbers: to name a member of an enumeration costs more than the comparison, and a node compares every block.
+_CODEC_STORED: Final = int(Codec.STORED)
+_CODEC_MAX: Final = int(Codec.ZSTD_DELTA)
+_KIND_MAX: Final = int(Kind.INDEX)
 
 
 class _Scratch(threading.local):
@@ -125,10 +135,59 @@ def verify(block_id: bytes, data: Buffer) -> SealedBlock:
     # A buffer that someone else may still write is copied before it is hashed, never after.
     own = data if isinstance(data, bytes) else bytes(data)
     if blake3(own).digest() != block_id:
-        raise HoldfastError(
-            ErrorCode.CORRUPT, f"block {block_id.hex()} has bytes that do not match its id", block_ids=[block_id]
-        )
+        raise _mismatch(block_id)
     return _trusted(block_id, own)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class SealedView:
+    """A sealed block whose id is known to be the hash of its bytes, in a message that keeps them. See `verify_view`.
+
+    For those who pass a block on at once: it keeps the whole message alive.
+
+    Attributes:
+        id: 32 bytes.
+        data: the sealed bytes, header to tag, which nobody can change.
+    """
+
+    id: bytes
+    data: memoryview = field(compare=False)
+
+    def __init__(self) -> None:
+        raise TypeError("a SealedView is made by verifying, not by hand")
+
+    def __repr__(self) -> str:
+        return f"SealedView({self.id.hex()}, {len(self.data)} bytes)"
+
+
+def unchanging_view(data: Buffer) -> memoryview:
+    """Return a view of bytes that nobody can change: of `data` itself if it is `bytes`, else of a copy.
+
+    That a view is read-only says nothing of what it looks at: a read-only view of a bytearray changes with it.
+    """
+    view = memoryview(data)
+    return view if type(view.obj) is bytes and view.c_contiguous else memoryview(bytes(view))
+
+
+def verify_view(block_id: bytes, data: Buffer) -> SealedView:
+    """As `verify`, without a copy of what nobody can change (see `unchanging_view`).
+
+    Raises:
+        HoldfastError: CORRUPT, naming the block, if the hash is not `block_id`.
+    """
+    own = unchanging_view(data)
+    if blake3(own).digest() != block_id:
+        raise _mismatch(block_id)
+    view = object.__new__(SealedView)
+    object.__setattr__(view, "id", block_id)
+    object.__setattr__(view, "data", own)
+    return view
+
+
+def _mismatch(block_id: bytes) -> HoldfastError:
+    return HoldfastError(
+        ErrorCode.CORRUPT, f"block {block_id.hex()} has bytes that do not match its id", block_ids=[block_id]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +215,25 @@ def parse_header(data: Buffer) -> BlockHeader:
     """Check the form of a sealed block and return its header. Needs no key, so it says nothing of the content.
 
     Raises:
+        HoldfastError: as `check_form`.
+    """
+    suite, codec, kind, plain_bytes, key_epoch = _checked_fields(data)
+    nonce = bytes(data[_ASSOCIATED_BYTES:HEADER_BYTES])
+    return BlockHeader(suite, Codec(codec), Kind(kind), plain_bytes, key_epoch, nonce)
+
+
+def check_form(data: Buffer) -> int:
+    """Check the form of a sealed block and return the number of its kind: what a node asks of every block it takes.
+
+    Raises:
         HoldfastError: CORRUPT if this is no well-formed sealed block: magic, suite, codec, flags, epoch or length are
             not what docs/formats.md allows.
     """
+    return _checked_fields(data)[2]
+
+
+def _checked_fields(data: Buffer) -> tuple[int, int, int, int, int]:
+    """Return suite, codec, kind, plain bytes and key epoch of a block whose form is right."""
     size = len(data)
     if size < SEALED_OVERHEAD_BYTES or size > SEALED_BYTES_MAX:
         _malformed(f"it has {size} bytes")
@@ -167,28 +242,22 @@ def parse_header(data: Buffer) -> BlockHeader:
         _malformed("its magic is wrong")
     if suite != SUITE_XAES_256_GCM:
         _malformed(f"its cipher suite {suite} is unknown")
-    if codec > Codec.ZSTD_DELTA:
+    if codec > _CODEC_MAX:
         _malformed(f"its codec {codec} is unknown")
-    if flags > Kind.INDEX:
+    if flags > _KIND_MAX:
         _malformed(f"its flags {flags:#06x} are unknown")
     if key_epoch == 0:
         _malformed("its key epoch is 0")
     if plain_bytes > PLAIN_BYTES_MAX:
         _malformed(f"it claims {plain_bytes} plain bytes")
     payload_bytes = size - SEALED_OVERHEAD_BYTES
-    if codec == Codec.STORED:
+    if codec == _CODEC_STORED:
         if payload_bytes != plain_bytes:
             _malformed("its length is not what its header says")
     elif not 0 < payload_bytes < plain_bytes:
         _malformed("it is compressed to no less than its plain bytes")
-    return BlockHeader(
-        suite,
-        Codec(codec),
-        Kind(flags & _KIND_BITS),
-        plain_bytes,
-        key_epoch,
-        bytes(data[_ASSOCIATED_BYTES:HEADER_BYTES]),
-    )
+    # No other flag is known, so the kind is all that is left of them.
+    return suite, codec, flags, plain_bytes, key_epoch
 
 
 def _malformed(reason: str) -> NoReturn:

@@ -43,7 +43,7 @@ class Appender:
         """(segment, offset) of the end of what is durable."""
         return self._end
 
-    def append(self, records: Sequence[tuple[bytes, bytes]]) -> list[tuple[int, int]]:
+    def append(self, records: Sequence[tuple[bytes, bytes | memoryview]]) -> list[tuple[int, int]]:
         """Write (header, payload) pairs and return (segment, offset) of each; not durable yet.
 
         Raises:

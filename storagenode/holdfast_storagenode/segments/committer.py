@@ -14,7 +14,7 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
@@ -45,23 +45,28 @@ class PendingRecord:
 
     key: bytes
     header: RecordHeader
-    payload: bytes = b""
+    payload: bytes | memoryview = b""
     error: HoldfastError | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One batch: records to write, records of others that it builds on, and the answer once all are durable."""
+    """One batch: records to write, records of others that it builds on, and the answer once all are durable.
+
+    `size_bytes` is what the log grows by.
+    """
 
     verdicts: list[Verdict] = field(default_factory=list)
     records: list[PendingRecord] = field(default_factory=list)
     builds_on: list[PendingRecord] = field(default_factory=list)
     done: Future[list[Verdict]] = field(default_factory=uncancellable)
+    size_bytes: int = 0
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that the log grows by."""
-        return sum(RECORD_HEADER_BYTES + len(record.payload) for record in self.records)
+    def take(self, records: Collection[PendingRecord]) -> None:
+        """Add records to write."""
+        self.records.extend(records)
+        payload_bytes = sum([len(record.payload) for record in records])
+        self.size_bytes += RECORD_HEADER_BYTES * len(records) + payload_bytes
 
 
 class GroupCommitter:
@@ -129,8 +134,7 @@ class GroupCommitter:
 
     def enqueue(self, ticket: Ticket) -> None:
         """Take a batch into the order. Under the lock, after `check_writable`."""
-        for record in ticket.records:
-            self._decided[record.key] = record
+        self._decided.update([(record.key, record) for record in ticket.records])
         self._queued_bytes += ticket.size_bytes
         self._queue.append(ticket)
         self.lock.notify()
@@ -171,7 +175,7 @@ class GroupCommitter:
         finally:
             self._settle(tickets, records, places, error)
         if error is None:
-            size = sum(RECORD_HEADER_BYTES + len(record.payload) for record in records)
+            size = sum([ticket.size_bytes for ticket in tickets])
             seconds = time.perf_counter() - started_s
             self._observer.committed(seconds=seconds, batches=len(tickets), records=len(records), size_bytes=size)
             self._on_committed(size)
@@ -181,7 +185,8 @@ class GroupCommitter:
         if not records:
             return [], None
         try:
-            places = self._appender.append([(self._format.pack(record.header), record.payload) for record in records])
+            pack = self._format.pack
+            places = self._appender.append([(pack(record.header), record.payload) for record in records])
         except OSError as error:
             return [], self._taken_back(error)
         try:
@@ -225,15 +230,20 @@ class GroupCommitter:
                 self._failure = error
             if error is None and records:
                 self._publish(records, places)
+            decided = self._decided
             for record in records:
                 record.error = error
-                self._queued_bytes -= RECORD_HEADER_BYTES + len(record.payload)
-                if self._decided.get(record.key) is record:
-                    del self._decided[record.key]
+                # A later batch may have decided about the same block meanwhile.
+                if decided.get(record.key) is record:
+                    del decided[record.key]
+            self._queued_bytes -= sum([ticket.size_bytes for ticket in tickets])
         for ticket in tickets:
-            failures = [record.error for record in (*ticket.records, *ticket.builds_on) if record.error is not None]
-            if failures:
-                ticket.done.set_exception(failures[0])
+            failure = error if ticket.records else None
+            if failure is None:
+                # Records of others that it builds on were in this group or in an earlier one, which may have failed.
+                failure = next((record.error for record in ticket.builds_on if record.error is not None), None)
+            if failure is not None:
+                ticket.done.set_exception(failure)
             else:
                 ticket.done.set_result(ticket.verdicts)
 
@@ -243,6 +253,7 @@ class GroupCommitter:
             for record, (segment, offset) in zip(records, places, strict=True)
         ]
         self._table.apply(placed)
-        for record in placed:
-            self.sizes[record.segment] = record.offset + record.header.record_bytes
+        # In the order of the log, so the last record of each segment is the one that stays here.
+        for last in {record.segment: record for record in placed}.values():
+            self.sizes[last.segment] = last.offset + last.header.record_bytes
         self.end = self._appender.end

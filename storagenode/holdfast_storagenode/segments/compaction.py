@@ -12,7 +12,7 @@ exists. Corrupt copies are carried on as what they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from holdfast_core.model.limits import MIB
@@ -94,6 +94,7 @@ class Compaction:
     def _copy(self, segment: int, batch: list[tuple[Scanned, bytes]], *, oldest: bool) -> int:
         """Append the records of `batch` that still count and wait until they are durable; return their bytes."""
         ticket = Ticket()
+        records: list[PendingRecord] = []
         with self.committer.lock:
             self.committer.check_writable()
             for item, payload in batch:
@@ -105,7 +106,8 @@ class Compaction:
                     ticket.builds_on.append(decided)
                 moved = self._moved(segment, item, key, oldest=oldest)
                 if moved is not None:
-                    ticket.records.append(PendingRecord(key, moved, payload))
+                    records.append(PendingRecord(key, moved, payload))
+            ticket.take(records)
             self.committer.enqueue(ticket)
         ticket.done.result()
         return ticket.size_bytes
@@ -124,4 +126,4 @@ class Compaction:
         if entry is None or (entry.segment, entry.offset) != (segment, item.offset):
             return None
         sound = item.intact and not entry.quarantined
-        return replace(header, type=RecordType.BLOCK if sound else RecordType.CORRUPT_BLOCK)
+        return header._replace(type=RecordType.BLOCK if sound else RecordType.CORRUPT_BLOCK)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_storagenode.segments.appender import Appender
 from holdfast_storagenode.segments.checkpoint import CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, Checkpointer
@@ -22,13 +21,13 @@ from holdfast_storagenode.segments.committer import GroupCommitter, PendingRecor
 from holdfast_storagenode.segments.compaction import Compaction
 from holdfast_storagenode.segments.disk import Disk
 from holdfast_storagenode.segments.files import SegmentFiles
-from holdfast_storagenode.segments.index import Entry, IndexDamagedError, make_key, split_key
+from holdfast_storagenode.segments.index import Entry, IndexDamagedError, make_key, make_keys, split_key
 from holdfast_storagenode.segments.observer import StoreObserver
 from holdfast_storagenode.segments.reading import Wanted, read_blocks
 from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET, RecordFormat, RecordHeader, RecordType
 from holdfast_storagenode.segments.recovery import SUSPECT_NAME, Recovered, Recovery
 from holdfast_storagenode.segments.space import Space
-from holdfast_storagenode.store import BlockEntry, Found, PartitionOf, StoreStatus, Verdict, kind_of
+from holdfast_storagenode.store import BlockEntry, Found, PartitionOf, Sealed, StoreStatus, Verdict, kind_of
 
 LOOKUP_IDS_MAX: Final = 1024
 
@@ -173,23 +172,24 @@ class SegmentStore:
             directory, Disk(), capacity_bytes=options.capacity_bytes, reserve_bytes=options.reserve_bytes
         ).capacity_bytes
 
-    def put(self, tenant: int, blocks: Sequence[SealedBlock]) -> list[Verdict]:
+    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
         """See `BlockStore.put`."""
         return self.submit(tenant, blocks).result()
 
-    def submit(self, tenant: int, blocks: Sequence[SealedBlock]) -> Future[list[Verdict]]:
+    def submit(self, tenant: int, blocks: Sequence[Sealed]) -> Future[list[Verdict]]:
         """See `SubmittingStore.submit`. A present copy that is known to be corrupt is replaced.
 
         Raises:
             HoldfastError: DISK_FULL; INTERNAL if the disk failed.
         """
-        keys = [make_key(tenant, self._partition_of(block.id), block.id) for block in blocks]
+        keys = make_keys(tenant, self._partition_of, [block.id for block in blocks])
         ticket = Ticket()
         fresh: dict[bytes, PendingRecord] = {}
         with self._committer.lock:
             self._committer.check_writable()
+            decided_of = self._committer.decided
             for block, key, entry in zip(blocks, keys, self._lookup(keys), strict=True):
-                decided = fresh.get(key) or self._committer.decided(key)
+                decided = fresh.get(key) or decided_of(key)
                 if decided is not None and decided.header.type is RecordType.BLOCK:
                     ticket.builds_on.append(decided)
                     ticket.verdicts.append(Verdict.PRESENT)
@@ -199,7 +199,7 @@ class SegmentStore:
                     header = RecordHeader(RecordType.BLOCK, tenant, block.id, kind_of(block.data), len(block.data))
                     fresh[key] = PendingRecord(key, header, block.data)
                     ticket.verdicts.append(Verdict.OK)
-            ticket.records.extend(fresh.values())
+            ticket.take(fresh.values())
             if fresh:
                 self._space.check(
                     ticket.size_bytes, used_bytes=self._used_bytes(), queued_bytes=self._committer.queued_bytes
@@ -253,7 +253,7 @@ class SegmentStore:
         Raises:
             HoldfastError: DISK_FULL; INTERNAL if the disk failed.
         """
-        keys = [make_key(tenant, self._partition_of(block_id), block_id) for block_id in ids]
+        keys = make_keys(tenant, self._partition_of, ids)
         ticket = Ticket()
         fresh: dict[bytes, PendingRecord] = {}
         with self._committer.lock:
@@ -266,7 +266,7 @@ class SegmentStore:
                     fresh[key] = PendingRecord(key, RecordHeader(RecordType.TOMBSTONE, tenant, block_id))
                 elif decided is not None:
                     ticket.builds_on.append(decided)
-            ticket.records.extend(fresh.values())
+            ticket.take(fresh.values())
             self._committer.enqueue(ticket)
         return ticket.done.result()
 
@@ -331,7 +331,7 @@ class SegmentStore:
         return sum(self._committer.sizes.values())
 
     def _entries(self, tenant: int, ids: Sequence[bytes]) -> list[Entry | None]:
-        return self._lookup([make_key(tenant, self._partition_of(block_id), block_id) for block_id in ids])
+        return self._lookup(make_keys(tenant, self._partition_of, ids))
 
     def _lookup(self, keys: Sequence[bytes]) -> list[Entry | None]:
         try:
@@ -369,7 +369,7 @@ class SegmentStore:
                 target_segment=place.segment,
                 target_offset=place.offset,
             )
-            ticket.records.append(PendingRecord(key, header))
+            ticket.take([PendingRecord(key, header)])
             self._committer.check_writable()
             self._committer.enqueue(ticket)
         self._observer.quarantined(tenant=tenant, block_id=item.block_id, segment=place.segment, offset=place.offset)

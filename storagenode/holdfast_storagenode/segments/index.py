@@ -21,6 +21,7 @@ import lmdb
 import lmdb.verify
 
 from holdfast_core.model.limits import GIB, MIB
+from holdfast_storagenode.store import PartitionOf
 
 # Above this size the structure is not walked at start: the walk is slow, and entries are checked one by one anyway.
 VERIFIED_BYTES_MAX: Final = 64 * MIB
@@ -60,6 +61,12 @@ class Checkpoint:
 def make_key(tenant: int, partition: int, block_id: bytes) -> bytes:
     """Return the key of a block: tenant and partition big-endian, then the id, so that each is one range."""
     return _KEY.pack(tenant, partition, block_id)
+
+
+def make_keys(tenant: int, partition_of: PartitionOf, ids: Sequence[bytes]) -> list[bytes]:
+    """Return the key of each block."""
+    pack = _KEY.pack
+    return [pack(tenant, partition_of(block_id), block_id) for block_id in ids]
 
 
 def split_key(key: bytes) -> tuple[int, int, bytes]:

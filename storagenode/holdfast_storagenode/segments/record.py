@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from blake3 import blake3
 
@@ -46,8 +45,7 @@ class RecordType(enum.IntEnum):
     CORRUPT_BLOCK = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHeader:
+class RecordHeader(NamedTuple):
     """A record's header; `length` counts the bytes that follow it, the target is set for QUARANTINE alone."""
 
     type: RecordType

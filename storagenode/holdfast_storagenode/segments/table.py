@@ -10,9 +10,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from holdfast_storagenode.segments.index import Checkpoint, Entry, Index
 from holdfast_storagenode.segments.record import RECORD_HEADER_BYTES, RecordHeader, RecordType
+
+# Bound once: nearly every record is one, and to name a member of an enumeration costs more than to compare it.
+_BLOCK: Final = RecordType.BLOCK
 
 Overlay = dict[bytes, Entry | None]
 
@@ -26,8 +30,7 @@ class Totals:
     live_bytes: dict[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """A record that is in the log: its key, header, and where it begins. `intact` is false for a damaged block."""
 
     key: bytes
@@ -63,6 +66,9 @@ class BlockTable:
             IndexDamagedError: the index cannot be trusted.
         """
         active, frozen = self._active, self._frozen
+        if active.keys().isdisjoint(keys) and frozen.keys().isdisjoint(keys):
+            # What a first snapshot asks of every block.
+            return self._index.get_many(keys)
         found: list[Entry | None] = []
         absent: list[int] = []
         for at, key in enumerate(keys):
@@ -99,8 +105,10 @@ class BlockTable:
             current = self._active.get(record.key, base)
             changed, entry = _next_entry(record, current)
             if changed:
-                self._count(current, -1)
-                self._count(entry, +1)
+                if current is not None:
+                    self._count(current, -1)
+                if entry is not None:
+                    self._count(entry, +1)
                 self._active[record.key] = entry
 
     def freeze(self, segment: int, offset: int) -> tuple[Iterable[tuple[bytes, Entry | None]], Checkpoint]:
@@ -126,9 +134,7 @@ class BlockTable:
             self._active = {**self._frozen, **self._active}
         self._frozen = {}
 
-    def _count(self, entry: Entry | None, sign: int) -> None:
-        if entry is None:
-            return
+    def _count(self, entry: Entry, sign: int) -> None:
         totals = self.totals
         totals.block_count += sign
         totals.quarantined_count += sign * entry.quarantined
@@ -141,6 +147,8 @@ class BlockTable:
 def _next_entry(record: Placed, current: Entry | None) -> tuple[bool, Entry | None]:
     """Return whether `record` changes the entry of its key, and to what. The one place that says what records mean."""
     header = record.header
+    if header.type is _BLOCK and record.intact:
+        return True, Entry(record.segment, record.offset, header.length, header.kind)
     if header.type is RecordType.TOMBSTONE:
         return current is not None, None
     if header.type is RecordType.QUARANTINE:
@@ -151,8 +159,8 @@ def _next_entry(record: Placed, current: Entry | None) -> tuple[bool, Entry | No
         if current is None or not named or current.quarantined:
             return False, current
         return True, current._replace(quarantined=True)
-    damaged = header.type is RecordType.CORRUPT_BLOCK or not record.intact
-    if damaged and current is not None and not current.quarantined and header.type is RecordType.BLOCK:
+    # A corrupt copy that was moved, or a block whose bytes are damaged.
+    if header.type is _BLOCK and current is not None and not current.quarantined:
         # Two copies stand in the log when compaction moved one: a damaged later copy never hides a whole earlier one.
         return False, current
-    return True, Entry(record.segment, record.offset, header.length, header.kind, damaged)
+    return True, Entry(record.segment, record.offset, header.length, header.kind, quarantined=True)
