@@ -47,7 +47,7 @@ class Auditor:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, peer=self.address) from error
 
-    async def list(self, **fields: Any) -> tuple[list[AuditRecord], int]:
+    async def listed(self, **fields: Any) -> tuple[list[AuditRecord], int]:
         """List records; returns where to go on too."""
         answer = await self.call("ListAuditRecords", pb.ListAuditRecordsRequest(**fields))
         return [AuditRecord.from_line(line) for line in answer.lines], answer.next
@@ -104,7 +104,7 @@ async def auditor(client: Client) -> AsyncIterator[Auditor]:
 
 
 async def test_what_was_done_is_listed_in_order_page_by_page(auditor: Auditor) -> None:
-    records, at = await auditor.list(action="vm.register")
+    records, at = await auditor.listed(action="vm.register")
     assert sorted(record.resource for record in records) == sorted(f"vm/vm-{number}" for number in range(VMS))
     assert at == 0
     assert {(record.principal, record.tenant, record.outcome) for record in records} == {("admin", "default", "OK")}
@@ -112,7 +112,9 @@ async def test_what_was_done_is_listed_in_order_page_by_page(auditor: Auditor) -
     pages: list[AuditRecord] = []
     at = 0
     while True:
-        page, at = await auditor.list(first=at, limit=7, tenant_name="default", principal="admin", action="vm.register")
+        page, at = await auditor.listed(
+            first=at, limit=7, tenant_name="default", principal="admin", action="vm.register"
+        )
         assert len(page) <= 7
         pages += page
         if not at:
@@ -120,30 +122,30 @@ async def test_what_was_done_is_listed_in_order_page_by_page(auditor: Auditor) -
     assert pages == records
     assert [record.sequence for record in pages] == sorted(record.sequence for record in pages)
     # Listing is an operation too: one record for each call so far.
-    listed, _ = await auditor.list(action="audit.read")
+    listed, _ = await auditor.listed(action="audit.read")
     assert len(listed) == 1 + -(-VMS // 7)
     assert {record.resource for record in listed} == {"audit"}
 
 
 async def test_the_newest_come_first(auditor: Auditor) -> None:
-    everything, _ = await auditor.list()
-    newest, at = await auditor.list(newest=True, limit=5, action="vm.register")
+    everything, _ = await auditor.listed()
+    newest, at = await auditor.listed(newest=True, limit=5, action="vm.register")
     registered = [record for record in everything if record.action == "vm.register"]
     assert (newest, at) == (registered[:-6:-1], 0)
-    since, _ = await auditor.list(newest=True, first=registered[-3].sequence, action="vm.register")
+    since, _ = await auditor.listed(newest=True, first=registered[-3].sequence, action="vm.register")
     assert since == registered[:-4:-1]
-    assert await auditor.list(first=10_000) == ([], 0)
+    assert await auditor.listed(first=10_000) == ([], 0)
 
 
 async def test_a_call_looks_at_so_many_records_and_says_where_to_go_on(
     auditor: Auditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, _ = await auditor.list(action="vm.register")
+    expected, _ = await auditor.listed(action="vm.register")
     monkeypatch.setattr(service, "SCAN_RECORDS_MAX", 6)
     found: list[AuditRecord] = []
     at, calls = 0, 0
     while calls == 0 or at:
-        page, at = await auditor.list(first=at, action="vm.register")
+        page, at = await auditor.listed(first=at, action="vm.register")
         found += page
         calls += 1
         assert calls < 100
@@ -180,15 +182,15 @@ async def test_nothing_is_exported_or_listed_that_the_log_does_not_know_of(
 ) -> None:
     refusing.full = True
     await refused(ErrorCode.UNREACHABLE, auditor.export())
-    await refused(ErrorCode.UNREACHABLE, auditor.list())
+    await refused(ErrorCode.UNREACHABLE, auditor.listed())
     refusing.full = False
-    assert (await auditor.list(action="audit.read"))[0] == []
+    assert (await auditor.listed(action="audit.read"))[0] == []
 
 
 async def test_every_record_is_proven_to_be_in_the_log(auditor: Auditor) -> None:
     head = await auditor.head()
     keys = keys_of(head.keys)
-    records, _ = await auditor.list()
+    records, _ = await auditor.listed()
     for record in records:
         answer = await auditor.call("ProveInclusion", pb.ProveInclusionRequest(sequence=record.sequence))
         proven = verify_proof(inclusion_document(record.sequence, answer, keys), trusted=keys.values())
@@ -238,12 +240,12 @@ async def test_only_a_binding_for_all_tenants_lets_anybody_read(auditor: Auditor
     try:
         for tenant, code in (("default", ErrorCode.DENIED), ("*", None)):
             await client.bind(("eve", "auditor", "*"), tenant=tenant)
-            for call in (eve.list, eve.head, eve.export):
+            for call in (eve.listed, eve.head, eve.export):
                 if code is not None:
                     await refused(code, call())
                 else:
                     assert await call()
-        records, _ = await auditor.list(principal="eve")
+        records, _ = await auditor.listed(principal="eve")
         assert [record.outcome for record in records] == ["DENIED"] * 3 + ["OK"] * 2
     finally:
         await eve.close()
