@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from holdfast_coordinator.access.certificates import Certificates
 from tests.meta import commands
 from tests.meta.tree import ROOT
 from tests.support.etcd import find_program
@@ -201,4 +202,14 @@ def test_secrets_that_are_mounted_are_the_ones_that_are_made(compose: dict[str, 
                 assert {path.name for path in folder.iterdir()} == {"ca.pem", "cert.pem", "key.pem"}, name
     key = bytes.fromhex((tmp_path / Path(compose["secrets"]["master_key"]["file"]).name).read_text(encoding="ascii"))
     assert len(key) == 32
+    read = Certificates().read
+    principals = {name: read((tmp_path / "tls" / name / "cert.pem").read_bytes()).principal for name in OURS}
+    assert principals == {
+        **{name: f"spiffe://holdfast/coordinator/{name}" for name in COORDINATORS},
+        **{
+            name: f"spiffe://holdfast/node/{compose['services'][name]['environment']['HOLDFAST_NODE_ID']}"
+            for name in NODES
+        },
+        "client": "spiffe://holdfast/admin/client",
+    }
     assert tmp_path.stat().st_mode & 0o077 == 0

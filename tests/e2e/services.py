@@ -1,13 +1,50 @@
-"""Single services as processes: several coordinators over etcd and their storage nodes, each killable."""
+"""Single services as processes: several coordinators over etcd and their storage nodes, each killable.
+
+And the tokens that they share, as an operator would make them.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast_core.runtime.credentials import new_token, write_token
 from tests.e2e.harness import COMMAND, environment, eventually
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Files of the tokens that all coordinators of a cluster take."""
+
+    admin: Path
+    node: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Tokens:
+        """Draw both and write them to a folder."""
+        made = cls(folder / "admin.token", folder / "node.token")
+        for path in (made.admin, made.node):
+            write_token(path, new_token(os.urandom))
+        return made
+
+    @property
+    def coordinator_options(self) -> tuple[str, ...]:
+        """What a coordinator is told."""
+        return ("--admin-token-file", str(self.admin), "--node-token-file", str(self.node))
+
+    @property
+    def node_options(self) -> tuple[str, ...]:
+        """What a node is told."""
+        return ("--token-file", str(self.node))
+
+    @property
+    def client_options(self) -> tuple[str, ...]:
+        """What a command is told."""
+        return ("--token-file", str(self.admin))
 
 
 class Service:

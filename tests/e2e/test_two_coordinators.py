@@ -14,7 +14,7 @@ import pytest
 from holdfast import HoldfastError, StateManager
 from tests.e2e.harness import eventually, run
 from tests.e2e.images import MIB, change_image, digest, make_image
-from tests.e2e.services import Service
+from tests.e2e.services import Service, Tokens
 from tests.support.etcd import EtcdCluster
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
@@ -29,7 +29,12 @@ def etcd(tmp_path: Path) -> Iterator[EtcdCluster]:
 
 
 @pytest.fixture
-def coordinators(tmp_path: Path, etcd: EtcdCluster) -> Iterator[list[Service]]:
+def tokens(tmp_path: Path) -> Tokens:
+    return Tokens.make(tmp_path)
+
+
+@pytest.fixture
+def coordinators(tmp_path: Path, etcd: EtcdCluster, tokens: Tokens) -> Iterator[list[Service]]:
     key = tmp_path / "master.key"
     key.write_bytes(secrets.token_bytes(32))
     key.chmod(0o600)
@@ -45,6 +50,7 @@ def coordinators(tmp_path: Path, etcd: EtcdCluster) -> Iterator[list[Service]]:
                     "--master-key", str(key),
                     "--nodes", "3",
                     "--replicas", "3",
+                    *tokens.coordinator_options,
                 ),
                 tmp_path / f"coordinator-{number}.log",
             ).start()  # fmt: skip
@@ -60,16 +66,18 @@ def coordinators(tmp_path: Path, etcd: EtcdCluster) -> Iterator[list[Service]]:
                     "--coordinator", both,
                     "--node-id", f"node-{number}",
                     "--zone", f"zone-{number}",
+                    *tokens.node_options,
                 ),
                 tmp_path / f"node-{number}.log",
             ).start()  # fmt: skip
             stack.callback(node.stop)
-        eventually(lambda: b"ready" in run("status", "--coordinator", both).stdout, "the cluster is ready", within_s=40)
+        status = ("status", "--coordinator", both, *tokens.client_options)
+        eventually(lambda: b"ready" in run(*status).stdout, "the cluster is ready", within_s=40)
         yield services
 
 
 def test_coordinators_killed_under_load_lose_and_double_nothing(
-    tmp_path: Path, coordinators: list[Service], etcd: EtcdCluster
+    tmp_path: Path, coordinators: list[Service], etcd: EtcdCluster, tokens: Tokens
 ) -> None:
     disk = tmp_path / "disk.raw"
     make_image(disk, size_bytes=16 * MIB, data_bytes=2 * MIB, seed=21)
@@ -78,7 +86,7 @@ def test_coordinators_killed_under_load_lose_and_double_nothing(
     acknowledged: dict[str, str] = {}
     struck_in_call: list[bool] = []
     refusals: list[HoldfastError] = []
-    with StateManager(both) as manager:
+    with StateManager(both, token_file=tokens.admin) as manager:
         manager.register_vm("vm", volumes={"root": str(disk)})
         snapshot = manager.create_snapshot("vm")
         acknowledged[snapshot] = digest(disk)
