@@ -21,7 +21,11 @@ from holdfast_coordinator.access.service import AccessService
 from holdfast_coordinator.access.view import AccessView
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.audit.metrics import AuditMetrics
-from holdfast_coordinator.bootstrap import Cluster, ClusterOptions, RandomBytes, open_cluster
+from holdfast_coordinator.audit.reader import AuditReader
+from holdfast_coordinator.audit.sealing import Sealing
+from holdfast_coordinator.audit.segments import SegmentBlocks
+from holdfast_coordinator.audit.service import AuditService
+from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
@@ -36,7 +40,7 @@ from holdfast_coordinator.tenant_service import TenantService
 from holdfast_coordinator.tenants import Tenants
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.keys import TenantSecrets
+from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S, NODE_LEASE_TTL_S, SESSION_TTL_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
@@ -47,8 +51,9 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import access_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
+from holdfast_proto.v1 import access_pb2, audit_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
 from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
+from holdfast_proto.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
 from holdfast_proto.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
@@ -60,6 +65,7 @@ _GUARDED: Final = os.environ.get("GUARDED") == "1"
 _ACCESS_SERVICE: Final = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
 _TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
 _KEY_SERVICE: Final = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+_AUDIT_SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
@@ -102,7 +108,8 @@ class _Parts:
     access: AccessView
     identities: Identities
     refusals: RefusalCounts
-    audit_metrics: AuditMetrics
+    reader: AuditReader
+    sealing: Sealing
 
 
 class Coordinator:
@@ -235,6 +242,12 @@ class Coordinator:
 
         tenants = Tenants(self._store, chain, opened)
         await tenants.fresh()
+
+        async def system_ring() -> KeyRing:
+            return (await tenants.numbered(SYSTEM_TENANT)).ring
+
+        segments = SegmentBlocks(self._view, self._pool, chain, system_ring, self._clock)
+        reader = AuditReader(self._store, segments)
         access = AccessView(self._store, self._registry)
         await access.fresh()
         return _Parts(
@@ -245,7 +258,8 @@ class Coordinator:
             access=access,
             identities=Identities(access, static=self._settings.static_tokens, clock=self._clock),
             refusals=RefusalCounts(ledger, self._registry, clock=self._clock, random_bytes=self._random_bytes),
-            audit_metrics=audit_metrics,
+            reader=reader,
+            sealing=Sealing(self._store, reader, segments, clock=self._clock, metrics=audit_metrics),
         )
 
     def _make_ledger(self, chain: KeyChain, metrics: AuditMetrics) -> Ledger:
@@ -324,6 +338,17 @@ class Coordinator:
             ),
             _KEY_SERVICE,
         )
+        host.add(
+            add_AuditServiceServicer_to_server,
+            AuditService(
+                parts.cluster.record.cluster_id,
+                parts.reader,
+                parts.ledger,
+                signer=parts.chain.head_signer,
+                clock=self._clock,
+            ),
+            _AUDIT_SERVICE,
+        )
 
     async def _follow(self, parts: _Parts) -> None:
         async with plain_task_group() as group:
@@ -332,6 +357,7 @@ class Coordinator:
             group.create_task(parts.tenants.run())
             group.create_task(parts.access.run())
             group.create_task(parts.refusals.run())
+            group.create_task(parts.sealing.run())
             group.create_task(self._log_changes())
             group.create_task(self._count(parts.tenants))
 

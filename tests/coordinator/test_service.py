@@ -119,7 +119,7 @@ def run_command(**options: object) -> HoldfastError:
 def test_what_the_command_refuses_before_it_serves(keyed: Path, tmp_path: Path) -> None:
     assert run_command().code is ErrorCode.INVALID_ARGUMENT
     assert run_command(data=tmp_path / "empty").code is ErrorCode.NOT_FOUND
-    assert run_command(master_key=keyed / "master.key").code is ErrorCode.INVALID_ARGUMENT
+    assert run_command(master_key=str(keyed / "master.key")).code is ErrorCode.INVALID_ARGUMENT
     assert run_command(data=keyed, bind="0.0.0.0:0").code is ErrorCode.INVALID_ARGUMENT
     assert run_command(data=keyed, bind="127.0.0.1:0", tls_ca=keyed / "ca").code is ErrorCode.INVALID_ARGUMENT
     assert run_command(data=keyed, bind="127.0.0.1:0", partitions=3).code is ErrorCode.INVALID_ARGUMENT

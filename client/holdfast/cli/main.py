@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from holdfast.cli import cluster, objects, pki, points, services, tenants, up, vms
+from holdfast.cli import access, audit, cluster, objects, pki, points, services, tenants, up, vms
 from holdfast.cli.connection import root_options
 from holdfast.cli.demo import command as demo
 from holdfast.cli.exits import DONE, FAILED, INTERRUPTED, USAGE, exit_code, say
@@ -33,6 +33,8 @@ app.add_typer(objects.app, name="app")
 app.add_typer(cluster.layout_app, name="layout")
 app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenant")
+app.add_typer(access.app, name="access")
+app.add_typer(audit.app, name="audit")
 
 
 def _show_version(asked: bool) -> None:
