@@ -15,12 +15,12 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.bootstrap import Cluster
-from holdfast_coordinator.transactions import Outcome, attempt
+from holdfast_coordinator.transactions import Outcome
 from holdfast_coordinator.view import ClusterState, ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode, LayoutPlan, plan_layout
 from holdfast_core.model.limits import MESSAGE_BYTES_MAX
-from holdfast_core.runtime.metadata.store import Absent, Condition, MetadataStore, ModRevisionIs, Operation, Put
+from holdfast_core.runtime.metadata.store import Absent, Condition, ModRevisionIs, Operation, Put
 from holdfast_proto.v1.records_pb2 import NodeRecord
 
 # Every Begin carries all living layouts, 24 KiB each with the default partitions.
@@ -31,11 +31,8 @@ LIVING_LAYOUTS_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
 class Layouts:
     """Plans layouts and makes them the newest."""
 
-    def __init__(
-        self, store: MetadataStore, view: ClusterView, cluster: Cluster, *, ledger: Ledger | None = None
-    ) -> None:
-        """Bind to the store."""
-        self._store = store
+    def __init__(self, view: ClusterView, cluster: Cluster, *, ledger: Ledger) -> None:
+        """Bind to the ledger and to the copy."""
         self._ledger = ledger
         self._view = view
         self._cluster = cluster
@@ -117,8 +114,6 @@ class Layouts:
             Put(keyspace.LAYOUT_HEAD, str(layout.epoch).encode()),
             Put(key, layout.to_message().SerializeToString()),
         ]
-        if self._ledger is None:
-            return await attempt(self._store, conditions, operations)
         return await self._ledger.apply(entry, conditions, operations)
 
 

@@ -32,7 +32,7 @@ _NODE_PRINCIPAL: Final = "/node/"
 class Membership:
     """Registers nodes and keeps their leases."""
 
-    def __init__(self, store: MetadataStore, clock: Clock, *, lease_ttl_s: float, ledger: Ledger | None = None) -> None:
+    def __init__(self, store: MetadataStore, clock: Clock, *, ledger: Ledger, lease_ttl_s: float) -> None:
         """Bind to the store; a node is marked down `lease_ttl_s` seconds after its last heartbeat."""
         self._store = store
         self._ledger = ledger
@@ -60,7 +60,7 @@ class Membership:
             seen.last_seen_unix_ms = self._clock.now_unix_ms()
             operations.append(Put(keyspace.node_status(status.node_id), seen.SerializeToString()))
             operations.append(Put(keyspace.node_lease(status.node_id), b"", lease_id))
-            if registers and self._ledger is not None:
+            if registers:
                 entry.details["step"] = "register" if found is None else "change"
                 outcome = await self._ledger.apply(entry, conditions, operations)
             else:

@@ -25,7 +25,7 @@ from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, ClusterRecord, VolumeRecord
 from holdfast_storagenode.embedded import EmbeddedStorageNode
-from tests.coordinator.rig import BLOCK_BYTES, Client, coordinator, eventually, master_keys, ring_of
+from tests.coordinator.rig import ADMIN_TOKEN, BLOCK_BYTES, Client, coordinator, eventually, master_keys, ring_of
 
 
 @dataclass
@@ -171,7 +171,9 @@ async def cluster(store: MetadataStore, *, nodes: int = 3) -> AsyncIterator[Clus
         client = await stack.enter_async_context(coordinator(store, nodes=nodes, node_lease_ttl_s=2.0))
         running: dict[str, EmbeddedStorageNode] = {}
         for number in range(1, nodes + 1):
-            node = EmbeddedStorageNode(f"node-{number}", [client.address], zone=f"z{number}", heartbeat_s=0.2)
+            node = EmbeddedStorageNode(
+                f"node-{number}", [client.address], zone=f"z{number}", heartbeat_s=0.2, token=ADMIN_TOKEN
+            )
             await node.start()
             stack.push_async_callback(node.stop, 0.2)
             running[node.node_id] = node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,24 +13,34 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from holdfast_coordinator import keyspace
+from holdfast_coordinator.access.identity import admin_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
+from holdfast_coordinator.records import each, parse
+from holdfast_core.model.access.tokens import token_hash
+from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.records import object_mac, point_mac
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.credentials import Credential, new_token, parse_token
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
-from holdfast_proto.v1 import cluster_pb2, state_pb2
+from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
+from holdfast_proto.v1.access_pb2_grpc import AccessServiceStub
+from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus, TenantKeys
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 MASTER_KEY = bytes(range(32))
+ADMIN_TOKEN = new_token(random.Random(3).randbytes)
+STATIC_TOKENS = (admin_token(Credential(token=ADMIN_TOKEN)),)
 PARTITIONS = 16
 VOLUME_BYTES = 1 << 20
 BLOCK_BYTES = 64 * 1024
@@ -57,11 +68,15 @@ async def refused(code: ErrorCode, awaitable: Awaitable[object]) -> HoldfastErro
 
 
 class Client:
-    """Calls one coordinator; errors come as `HoldfastError`."""
+    """Calls one coordinator, as an administrator unless told otherwise; errors come as `HoldfastError`."""
 
-    def __init__(self, address: str, *, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self, address: str, *, tls: TlsFiles | None = None, token: str = ADMIN_TOKEN, tenant: str = ""
+    ) -> None:
         self.address = address
+        self._metadata = Credential(token=token, tenant=tenant).metadata()
         self._channel = open_channel(address, tls=tls)
+        self._access = AccessServiceStub(self._channel)
         self._state = StateServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
 
@@ -73,13 +88,34 @@ class Client:
         """Call a method of the cluster service."""
         return await self._call(getattr(self._cluster, name), request)
 
+    async def access(self, name: str, request: Any) -> Any:
+        """Call a method of the access service."""
+        return await self._call(getattr(self._access, name), request)
+
     def watch(self) -> Any:
         """Open WatchCluster."""
-        return self._cluster.WatchCluster(cluster_pb2.WatchClusterRequest())
+        return self._cluster.WatchCluster(cluster_pb2.WatchClusterRequest(), metadata=self._metadata)
+
+    async def new_token(self, principal: str) -> str:
+        """Make a token for a principal and return its text."""
+        token = new_token(random.randbytes)
+        token_id, secret = parse_token(token)
+        request = access_pb2.CreateTokenRequest(
+            token_id=token_id, principal=principal, secret_hash=token_hash(secret), ttl_s=3600
+        )
+        await self.access("CreateToken", request)
+        return token
+
+    async def bind(self, *bindings: tuple[str, str, str], tenant: str = "default") -> None:
+        """Let principals hold roles on patterns of resources, and nobody else anything."""
+        held = [{"principal": p, "role": r, "tenant": tenant, "resource": on} for p, r, on in bindings]
+        document = json.dumps({"format": 1, "bindings": held})
+        revision = (await self.access("GetPolicy", access_pb2.GetPolicyRequest())).revision
+        await self.access("SetPolicy", access_pb2.SetPolicyRequest(document=document, revision=revision))
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=20)
+            return await method(request, timeout=20, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, peer=self.address) from error
 
@@ -131,6 +167,12 @@ class Client:
         """List a VM's points."""
         request = state_pb2.ListPointsRequest(vm_id=vm_id, include_forgotten=include_forgotten)
         return list((await self.state("ListPoints", request)).points)
+
+
+async def records(store: MetadataStore) -> list[AuditRecord]:
+    """Return what the audit log has, oldest first."""
+    batches = [parse(item, AuditBatch).message async for item in each(store, keyspace.AUDIT_BATCHES_PREFIX)]
+    return [AuditRecord.from_line(line) for batch in batches for line in batch.lines]
 
 
 def ring_of(keys: TenantKeys) -> KeyRing:
@@ -192,6 +234,7 @@ async def coordinator(
             options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
             session_ttl_s=session_ttl_s,
             node_lease_ttl_s=node_lease_ttl_s,
+            static_tokens=STATIC_TOKENS,
         ),
         random_bytes=random.Random(seed).randbytes,
         clock=clock,

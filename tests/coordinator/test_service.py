@@ -19,7 +19,16 @@ from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import state_pb2
 from tests.coordinator.faults import Fault, FaultyStore
-from tests.coordinator.rig import MASTER_KEY, Client, coordinator, eventually, master_keys, refused, zero_commit
+from tests.coordinator.rig import (
+    MASTER_KEY,
+    STATIC_TOKENS,
+    Client,
+    coordinator,
+    eventually,
+    master_keys,
+    refused,
+    zero_commit,
+)
 from tests.support.etcd import issue_tls
 
 
@@ -36,7 +45,7 @@ async def test_metrics_tell_of_commits_sessions_and_nodes(store: SqliteStore, cl
     service = Coordinator(
         store,
         master=master_keys(),
-        settings=CoordinatorSettings(options=ClusterOptions(partitions=16)),
+        settings=CoordinatorSettings(options=ClusterOptions(partitions=16), static_tokens=STATIC_TOKENS),
         random_bytes=random.Random(1).randbytes,
         clock=clock,
         registry=registry,
@@ -139,7 +148,11 @@ async def test_over_tls_keys_leave_to_those_with_a_certificate_alone(
     service = Coordinator(
         store,
         master=master_keys(),
-        settings=CoordinatorSettings(tls=ours, options=ClusterOptions(nodes_expected=1, replicas=1, partitions=16)),
+        settings=CoordinatorSettings(
+            tls=ours,
+            options=ClusterOptions(nodes_expected=1, replicas=1, partitions=16),
+            static_tokens=STATIC_TOKENS,
+        ),
         random_bytes=random.Random(1).randbytes,
         clock=clock,
     )
