@@ -101,12 +101,17 @@ class Session(AbstractAsyncContextManager["Session"]):
                 self.access.renewed(answer.capability, answer.capability_expires_unix_ms)
 
     async def _abort(self) -> None:
-        try:
-            await self._endpoints.call(
-                lambda channel: StateServiceStub(channel).AbortSession,
-                AbortSessionRequest(session_id=self.session_id),
-                timeout_s=_ABORT_TIMEOUT_S,
-            )
-        except HoldfastError:
-            # The error that ended the session is the one to tell; the lease ends this session by itself.
-            return
+        await abort(self._endpoints, self.session_id)
+
+
+async def abort(endpoints: Endpoints, session_id: str) -> None:
+    """Abort a session if a coordinator can be reached; raises nothing, since the lease ends it otherwise."""
+    try:
+        await endpoints.call(
+            lambda channel: StateServiceStub(channel).AbortSession,
+            AbortSessionRequest(session_id=session_id),
+            timeout_s=_ABORT_TIMEOUT_S,
+        )
+    except HoldfastError:
+        # The error that ended the session is the one to tell.
+        return

@@ -19,9 +19,10 @@ from holdfast.objects import ObjectWriter
 from holdfast.points import PointReader, PointSources, ReadSums
 from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, Transfer, TransferStats
 from holdfast.sealers import SealingProcesses
-from holdfast.sessions import COMMIT_TIMEOUT_S, Session
+from holdfast.sessions import COMMIT_TIMEOUT_S, Session, abort
 from holdfast.sources import VolumeSource
 from holdfast.uploader import Uploader
+from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.names import split_ids
 from holdfast_core.model.records import check_point, object_mac, point_mac
@@ -30,6 +31,7 @@ from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 TAIL_S: Final = 600.0
@@ -78,6 +80,26 @@ class WriteJob(Generic[Made]):
         self._tools = tools
         self._progress = progress
         self._started_s = tools.clock.monotonic_s()
+
+    async def _access(self, session_id: str, grant: Grant) -> Access:
+        """Take the grant of a session that has just begun; where it does not fit the data key, the session ends.
+
+        Raises:
+            HoldfastError: as `Access`.
+        """
+        tools = self._tools
+        try:
+            return Access(
+                tools.endpoints,
+                tools.pool,
+                grant,
+                clock=tools.clock,
+                session_id=session_id,
+                data_key=tools.data_key,
+            )
+        except HoldfastError:
+            await abort(tools.endpoints, session_id)
+            raise
 
     def _elapsed_s(self) -> float:
         return self._tools.clock.monotonic_s() - self._started_s
@@ -141,14 +163,7 @@ class PointJob(WriteJob[PointInfo]):
         """
         tools = self._tools
         begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginPoint, request)
-        access = Access(
-            tools.endpoints,
-            tools.pool,
-            begun.grant,
-            clock=tools.clock,
-            session_id=begun.session_id,
-            data_key=tools.data_key,
-        )
+        access = await self._access(begun.session_id, begun.grant)
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
             parent = begun.parent if begun.HasField("parent") else None
@@ -210,14 +225,7 @@ class ObjectJob(WriteJob[ObjectInfo]):
         """
         tools = self._tools
         begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginObject, request)
-        access = Access(
-            tools.endpoints,
-            tools.pool,
-            begun.grant,
-            clock=tools.clock,
-            session_id=begun.session_id,
-            data_key=tools.data_key,
-        )
+        access = await self._access(begun.session_id, begun.grant)
         session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
         async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
             writer = ObjectWriter(

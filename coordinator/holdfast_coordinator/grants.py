@@ -47,7 +47,7 @@ class Grants:
         self._tenant = secrets.tenant
         self._secrets = secrets
         self._clock = clock
-        self._own: dict[str, Token] = {}
+        self._own: dict[tuple[str, str], Token] = {}
 
     def session_token(self, session_id: str, kinds: frozenset[int], *, may_read_data: bool) -> Token:
         """Mint what a session needs to write and to read what it builds on: the index, and data for who may read it."""
@@ -101,9 +101,11 @@ class Grants:
         )
 
     def _own_token(self, verb: str, kinds: frozenset[int]) -> str:
-        token = self._own.get(verb)
+        # By the key that signs, too: one that was stolen and removed leaves nothing behind that nodes would refuse.
+        place = (self._chain.signing_key().key_id, verb)
+        token = self._own.get(place)
         if token is None or token.expires_unix_ms - self._clock.now_unix_ms() < CAPABILITY_TTL_S * 500:
-            token = self._own[verb] = self._mint(frozenset({verb}), kinds)
+            token = self._own[place] = self._mint(frozenset({verb}), kinds)
         return token.text
 
     def _mint(
