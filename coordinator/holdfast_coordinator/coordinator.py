@@ -7,14 +7,13 @@ serves until stopped. Any number of them may run over one store.
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from holdfast_coordinator import keyspace
-from holdfast_coordinator.access.guard import AccessGuard, OpenGuard
+from holdfast_coordinator.access.guard import AccessGuard
 from holdfast_coordinator.access.identity import Identities, StaticToken
 from holdfast_coordinator.access.refusals import RefusalCounts
 from holdfast_coordinator.access.service import AccessService
@@ -61,7 +60,6 @@ from holdfast_proto.v1.tenants_pb2 import TenantRecord
 from holdfast_proto.v1.tenants_pb2_grpc import add_TenantServiceServicer_to_server
 
 _COUNTING_INTERVAL_S: Final = 10.0
-_GUARDED: Final = os.environ.get("GUARDED") == "1"
 _ACCESS_SERVICE: Final = access_pb2.DESCRIPTOR.services_by_name["AccessService"].full_name
 _TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"].full_name
 _KEY_SERVICE: Final = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
@@ -272,8 +270,6 @@ class Coordinator:
         )
 
     def _make_guard(self, parts: _Parts) -> Guard:
-        if not _GUARDED:
-            return OpenGuard(parts.tenants, self._random_bytes)
         return AccessGuard(
             view=parts.access,
             identities=parts.identities,
@@ -300,7 +296,7 @@ class Coordinator:
                 parts.chain,
                 self._view,
                 Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
-                Layouts(self._store, self._view, parts.cluster, ledger=parts.ledger),
+                Layouts(self._view, parts.cluster, ledger=parts.ledger),
                 heartbeat_interval_s=settings.heartbeat_interval_s,
             ),
             _CLUSTER_SERVICE,

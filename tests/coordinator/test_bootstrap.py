@@ -25,7 +25,7 @@ from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1.cluster_pb2 import VerifyingKey
 from holdfast_proto.v1.records_pb2 import ClusterRecord, WrappedSecret
 from tests.coordinator.faults import Crash, Fault, FaultyStore
-from tests.coordinator.rig import MASTER_KEY, Client, coordinator, master_keys, refused
+from tests.coordinator.rig import ADMIN_TOKEN, MASTER_KEY, Client, coordinator, master_keys, refused
 
 OTHER_KEY = bytes(32)
 NOW_UNIX_MS = 1_700_000_000_000
@@ -197,7 +197,7 @@ def test_keys_leave_over_tls_or_within_the_machine(peer: str, *, encrypted: bool
 
 
 async def test_an_embedded_coordinator_keeps_its_cluster_over_a_stop() -> None:
-    service = EmbeddedCoordinator(nodes_expected=1, replicas=1, clock=SystemClock())
+    service = EmbeddedCoordinator(nodes_expected=1, replicas=1, admin_token=ADMIN_TOKEN, clock=SystemClock())
     client = Client(await service.start())
     await client.register_vm()
     await client.beat(1)

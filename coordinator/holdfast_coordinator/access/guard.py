@@ -26,7 +26,6 @@ from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.grants import check_keys_may_leave
 from holdfast_coordinator.tenant import Tenant
-from holdfast_coordinator.tenants import Tenants
 from holdfast_core.model.access.patterns import ANY
 from holdfast_core.model.access.permissions import CLUSTER_PERMISSIONS, SELF_READ, SESSION_OWN
 from holdfast_core.model.access.policy import Rights
@@ -136,6 +135,9 @@ class AccessGuard:
         """Return the call of a principal that holds the permission on something."""
         rights = self._view.policy.rights_of(who.principal, who.also)
         if rule.permission not in CLUSTER_PERMISSIONS:
+            if named is not None:
+                # Noted before it is judged: the log is to say which tenant a denied call was after.
+                entry.tenant = check_name(named, "tenant name")
             entry.tenant = self._tenant_of(rule, rights, who.principal, named)
         wanted = [rule.permission, rule.permission_otherwise, SESSION_OWN if rule.sessions_too else ""]
         if not any(rights.somewhere(permission, entry.tenant) for permission in wanted if permission):
@@ -155,7 +157,6 @@ class AccessGuard:
         """Return the name of the call's tenant; "" where one is told who it is and there is none."""
         bound = rights.tenants
         if named is not None:
-            check_name(named, "tenant name")
             if named not in bound and ANY not in bound:
                 # The same words whether there is such a tenant or not.
                 raise _denied(principal, rule.permission, named)
@@ -244,36 +245,3 @@ def _denied(principal: str, permission: str, tenant: str) -> HoldfastError:
         f"{principal} does not hold {permission}{where}; ask an administrator for a role that has it",
         facts={"permission": permission},
     )
-
-
-class OpenGuard:
-    """Lets every call in."""
-
-    def __init__(self, tenants: Tenants, random_bytes: Callable[[int], bytes]) -> None:
-        self._tenants = tenants
-        self._random_bytes = random_bytes
-
-    @asynccontextmanager
-    async def enter(self, method: str, context: Context) -> AsyncIterator[None]:
-        """Serve the call in the tenant that it names, or in the default one."""
-        name = next((str(v) for k, v in context.invocation_metadata() or () if k == TENANT_KEY), _DEFAULT)
-        rule = rule_of(method)
-        permission = rule.permission if rule is not None else ""
-        entry = Entry(
-            principal="admin",
-            tenant=name,
-            action=permission,
-            request_id=current_request_id(),
-            entry_id=self._random_bytes(8).hex(),
-        )
-        call = Call(
-            principal="admin",
-            entry=entry,
-            allows=lambda permission, resource: True,
-            permission=permission,
-            otherwise=rule.permission_otherwise if rule is not None else "",
-            tenant=await self._tenants.named(name),
-            allows_everywhere=lambda permission, resource: True,
-        )
-        with serving(call):
-            yield
