@@ -86,6 +86,8 @@ async def test_who_is_bound_to_nothing_may_ask_who_it_is_and_nothing_else(rig: R
         assert (answer.principal, answer.tenant, list(answer.bindings)) == ("stranger", "", [])
         for name in ("GetVm", "KeepAlive", "WatchCluster", "ExportAuditRecords", "ListTenants"):
             await refused(ErrorCode.DENIED, client.call(name))
+    async with rig.client(await rig.token_of("stranger"), tenant="blue") as client:
+        assert (await client.call("WhoAmI")).tenant == ""
     assert len(rig.ledger.records) == 5, "denials are recorded, whether the rule asks for records or not"
     assert not rig.tiny.calls
 
@@ -133,6 +135,15 @@ async def test_the_tenant_of_a_call(rig: Rig) -> None:
     await refused(ErrorCode.NOT_FOUND, served("astray"))
     await refused(ErrorCode.INVALID_ARGUMENT, served("everywhere", "a/b"))
     assert [each.outcome for each in rig.ledger.records].count("OK") == 6
+    told = {(each.principal, each.tenant, each.outcome) for each in rig.ledger.records if each.outcome != "OK"}
+    assert told == {
+        ("two", "", "INVALID_ARGUMENT"),
+        ("two", "default", "DENIED"),
+        ("two", "nowhere", "DENIED"),
+        ("everywhere", "nowhere", "NOT_FOUND"),
+        ("everywhere", "", "INVALID_ARGUMENT"),
+        ("astray", "gone", "NOT_FOUND"),
+    }
 
 
 async def test_sessions_go_on_for_who_may_begin_them(rig: Rig, agent: str) -> None:

@@ -150,7 +150,8 @@ class AccessGuard:
             allows_everywhere=partial(allowance.holds, ""),
             permission=rule.permission,
             otherwise=rule.permission_otherwise,
-            tenant=await self._tenant(entry.tenant) if entry.tenant else None,
+            # Who one is can be asked also by who is bound to a tenant that is not there.
+            tenant=await self._tenant(entry.tenant) if entry.tenant and rule.permission != SELF_READ else None,
         )
 
     def _tenant_of(self, rule: Rule, rights: Rights, principal: str, named: str | None) -> str:
@@ -158,6 +159,8 @@ class AccessGuard:
         bound = rights.tenants
         if named is not None:
             if named not in bound and ANY not in bound:
+                if rule.permission == SELF_READ:
+                    return ""
                 # The same words whether there is such a tenant or not.
                 raise _denied(principal, rule.permission, named)
             return named
