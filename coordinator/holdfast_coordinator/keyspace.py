@@ -14,6 +14,7 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `access/tokens/TOKEN` | TokenRecord | |
 | `access/revoked/FINGERPRINT` | RevokedCertificate; SHA-256 of the certificate in hexadecimal | |
 | `audit/head` | AuditHead; a condition and an operation of every append | |
+| `audit/head/turn` | name of the ledger that claims the next append | |
 | `audit/batches/FIRST` | AuditBatch; FIRST is the sequence number of its first record, in sixteen digits | |
 | `audit/segments/FIRST` | AuditSegment, whose block collection must keep | |
 | `audit/keys/KEY-ID` | WrappedSecret of an Ed25519 private key that signs heads; never deleted | |
@@ -53,6 +54,7 @@ TOKENS_PREFIX: Final = ACCESS_PREFIX + "tokens/"
 REVOKED_PREFIX: Final = ACCESS_PREFIX + "revoked/"
 AUDIT_PREFIX: Final = _ROOT + "audit/"
 AUDIT_HEAD: Final = AUDIT_PREFIX + "head"
+AUDIT_TURN: Final = AUDIT_HEAD + "/turn"
 AUDIT_BATCHES_PREFIX: Final = AUDIT_PREFIX + "batches/"
 AUDIT_SEGMENTS_PREFIX: Final = AUDIT_PREFIX + "segments/"
 AUDIT_KEYS_PREFIX: Final = AUDIT_PREFIX + "keys/"

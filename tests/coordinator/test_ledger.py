@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,7 +17,16 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import AUDIT_BATCH_RECORDS_MAX, AUDIT_SEGMENT_RECORDS, METADATA_TXN_OPERATIONS_MAX
 from holdfast_core.runtime.clock import ManualClock, SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
-from holdfast_core.runtime.metadata.store import Absent, Delete, Exists, MetadataStore, Put
+from holdfast_core.runtime.metadata.store import (
+    Absent,
+    Condition,
+    Delete,
+    Exists,
+    MetadataStore,
+    Operation,
+    Put,
+    TxnResult,
+)
 from holdfast_proto.v1.tenants_pb2 import Quota, Usage
 from tests.coordinator.faults import FaultyStore
 from tests.coordinator.ledgers import Log, make_entry, make_ledger, read_log
@@ -284,6 +293,44 @@ async def test_two_ledgers_over_one_store_keep_one_order(store: SqliteStore) -> 
     ledgers = [make_ledger(store, clock=SystemClock(), seed=seed) for seed in range(2)]
     await _compete(ledgers, 200)
     await _check_competition(await read_log(store), store, 200)
+
+
+class FarStore(FaultyStore):
+    """A store far away: whatever is decided from what it says comes late."""
+
+    async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
+        await asyncio.sleep(0.02)
+        return await super().txn(conditions, operations)
+
+
+async def test_a_ledger_far_from_the_store_gets_its_turn_beside_one_that_never_pauses(store: SqliteStore) -> None:
+    near, far = make_ledger(store, seed=1), make_ledger(FarStore(store), seed=2)
+    done = asyncio.Event()
+
+    async def hog(number: int) -> int:
+        turn = 0
+        while not done.is_set():
+            assert await _make(near, f"near-{number}.{turn}") is Outcome.APPLIED
+            turn += 1
+        return turn
+
+    hogs = [asyncio.create_task(hog(number)) for number in range(3)]
+    for number in range(5):
+        assert await _make(far, f"far-{number}") is Outcome.APPLIED
+    done.set()
+    turns = await asyncio.gather(*hogs)
+    assert min(turns) > 5
+    assert len((await read_log(store)).records) == 5 + sum(turns)
+    assert await store.get(keyspace.AUDIT_TURN) is None
+
+
+async def test_the_turn_of_a_ledger_that_died_is_taken_over(store: SqliteStore) -> None:
+    await store.txn([], [Put(keyspace.AUDIT_TURN, b"the dead")])
+    ledgers = [make_ledger(store, seed=seed) for seed in range(2)]
+    outcomes = await asyncio.gather(*(_make(ledger, f"vm-{at}") for at, ledger in enumerate(ledgers)))
+    assert list(outcomes) == [Outcome.APPLIED] * 2
+    assert len((await read_log(store)).records) == 2
+    assert await store.get(keyspace.AUDIT_TURN) is None
 
 
 @pytest.fixture(scope="module")

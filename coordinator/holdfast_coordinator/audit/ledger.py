@@ -19,7 +19,7 @@ from typing import Final
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
-from holdfast_coordinator.audit.head import Head, load_head
+from holdfast_coordinator.audit.head import Head, Turn, load_head_and_turn
 from holdfast_coordinator.audit.metrics import AuditMetrics
 from holdfast_coordinator.audit.planning import Batch, Plan, Proposal, Result, make_plan
 from holdfast_coordinator.records import load
@@ -41,10 +41,12 @@ from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.tenants_pb2 import Usage
 
 # How often an append is tried. Each failed try means that another coordinator has appended, or that an answer was lost.
-CYCLES_MAX: Final = 32
-# Tries without a pause; two coordinators seldom need more.
-_QUICK_CYCLES: Final = 8
-_PAUSE_MS_MAX: Final = 20
+CYCLES_MAX: Final = 64
+# Appends lost in a row before the turn is claimed. Who appends without a pause has the newest head at hand while all
+# others must read it first, and some are nearer to the store: without turns one of them would win forever.
+_LOSSES_MAX: Final = 3
+# Looks at another's claim, each a read of the store, before it is taken over: its maker is dead, or as good as.
+_LOOKS_MAX: Final = 200
 # Lost appends that are remembered. They are forgotten by the next append, so there are several only while the store
 # comes and goes; without its memory one call could have a second record that says how it ended for its caller.
 _LOST_MAX: Final = 8
@@ -77,22 +79,23 @@ class Ledger:
         Args:
             store: the metadata store.
             signer: returns what signs the next head.
-            clock: for the records' times, and for pauses under contention.
-            random_bytes: for the length of those pauses.
+            clock: for the records' times.
+            random_bytes: for the ledger's name among others.
             metrics: where appends are counted.
             count_usage: adds up what a tenant has where the store does not say; nothing by default.
         """
         self._store = store
         self._signer = signer
         self._clock = clock
-        self._random_bytes = random_bytes
         self._metrics = metrics
         self._count_usage = count_usage
         self._open: tuple[Batch, asyncio.Task[list[Result]]] | None = None
         self._tasks: set[asyncio.Task[list[Result]]] = set()
         # Fair: batches are written in the order in which they were opened.
         self._writing = asyncio.Lock()
+        self._name = random_bytes(8)
         self._head: Head | None = None
+        self._turn = Turn()
         self._usage: dict[int, Usage] = {}
         self._lost: list[Plan] = []
 
@@ -189,13 +192,15 @@ class Ledger:
         """
         plan: Plan | None = None
         in_doubt = False
+        losses = 0
         try:
-            for cycle in range(CYCLES_MAX):
+            for _ in range(CYCLES_MAX):
                 if plan is None:
+                    await self._take_turn(losses)
                     plan = await self._plan(proposals)
                     if not plan.lines:
                         return plan.results
-                outcome, revision = await self._try(plan)
+                outcome, revision = await self._try(plan.conditions, plan.operations)
                 if outcome is Outcome.APPLIED:
                     self._advance(plan, revision)
                     return plan.results
@@ -207,10 +212,10 @@ class Ledger:
                 if holds:
                     self._note(plan)
                     return plan.results
-                if head.revision != plan.after.revision:
-                    plan, in_doubt = None, False
+                if (head.revision, self._turn.revision) != (plan.after.revision, plan.turn.revision):
+                    # Others were quicker. A first try that is still under way is dead: a claim only ends with a head.
+                    plan, in_doubt, losses = None, False, losses + 1
                     self._metrics.conflict()
-                    await self._pause(cycle)
                 elif outcome is Outcome.REFUSED and in_doubt:
                     # A first try may still be under way, and what refused this one may have passed by the time it
                     # arrives. With another head it never can.
@@ -231,23 +236,37 @@ class Ledger:
         half = len(proposals) // 2
         return await self._settle(proposals[:half]) + await self._settle(proposals[half:])
 
+    async def _take_turn(self, losses: int) -> None:
+        """Return when nobody else claims the turn; claim it after too many losses."""
+        for look in range(_LOOKS_MAX + 1):
+            if self._head is None:
+                await self._look_again()
+            claim = self._turn
+            if claim.name == self._name or not (claim.revision or losses >= _LOSSES_MAX):
+                return
+            if not claim.revision or look == _LOOKS_MAX:
+                await self._try(
+                    [ModRevisionIs(keyspace.AUDIT_TURN, claim.revision)], [Put(keyspace.AUDIT_TURN, self._name)]
+                )
+            self._head = None
+
     async def _plan(self, proposals: Sequence[Proposal]) -> Plan:
         is_copy = self._head is not None
         head = self._head or await self._look_again()
         for proposal in proposals:
             if proposal.usage is not None and proposal.usage.tenant not in self._usage:
                 self._usage[proposal.usage.tenant] = await self.usage(proposal.usage.tenant)
-        plan = make_plan(head, proposals, self._usage, self._signer, self._clock.now_unix_ms())
+        plan = make_plan(head, self._turn, proposals, self._usage, self._signer, self._clock.now_unix_ms())
         if plan.refused and is_copy:
             # Another coordinator may have given something back since the copy was made.
             self._head = None
             return await self._plan(proposals)
         return plan
 
-    async def _try(self, plan: Plan) -> tuple[Outcome, int]:
-        """Try the transaction once; returns the store's revision after it too."""
+    async def _try(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> tuple[Outcome, int]:
+        """Try a transaction once; returns the store's revision after it too."""
         try:
-            result = await self._store.txn(plan.conditions, plan.operations)
+            result = await self._store.txn(conditions, operations)
         except HoldfastError as error:
             if error.facts.get(OUTCOME_FACT) == OUTCOME_UNKNOWN:
                 return Outcome.UNKNOWN, 0
@@ -260,7 +279,7 @@ class Ledger:
         """Read the head, and find out what became of appends that were lost."""
         self._head = None
         self._usage.clear()
-        head = await load_head(self._store)
+        head, self._turn = await load_head_and_turn(self._store)
         undecided = []
         for plan in self._lost:
             if await self._holds(head, plan):
@@ -287,17 +306,11 @@ class Ledger:
     async def _move(self, head: Head) -> None:
         """Write the head once more as it is, so that whatever compares its revision fails; seen by who looks again."""
         value = head.message.SerializeToString()
-        try:
-            await self._store.txn(
-                [ModRevisionIs(keyspace.AUDIT_HEAD, head.revision)], [Put(keyspace.AUDIT_HEAD, value)]
-            )
-        except HoldfastError as error:
-            if error.facts.get(OUTCOME_FACT) != OUTCOME_UNKNOWN:
-                raise
+        await self._try([ModRevisionIs(keyspace.AUDIT_HEAD, head.revision)], [Put(keyspace.AUDIT_HEAD, value)])
 
     def _advance(self, plan: Plan, revision: int) -> None:
         """Go on from a plan that has just been applied."""
-        self._head = Head(revision, plan.head, plan.frontier)
+        self._head, self._turn = Head(revision, plan.head, plan.frontier), Turn()
         self._usage.update(plan.usage)
         self._lost.clear()  # the head has moved
         self._note(plan)
@@ -306,11 +319,6 @@ class Ledger:
         for entry in plan.entries:
             entry.written = True
         self._metrics.appended([entry.outcome for entry in plan.entries])
-
-    async def _pause(self, cycle: int) -> None:
-        late = cycle >= _QUICK_CYCLES
-        milliseconds = int.from_bytes(self._random_bytes(2), "big") % _PAUSE_MS_MAX + 1 if late else 0
-        await self._clock.sleep(milliseconds / 1000)
 
 
 def _lost_for_good() -> HoldfastError:

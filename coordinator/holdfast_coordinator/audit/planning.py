@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
-from holdfast_coordinator.audit.head import Head
+from holdfast_coordinator.audit.head import Head, Turn
 from holdfast_coordinator.transactions import Outcome
 from holdfast_coordinator.usage import UsageChange, changed
 from holdfast_core.model.audit.heads import HeadSigner
@@ -26,14 +26,14 @@ from holdfast_core.model.limits import (
     AUDIT_SEGMENT_RECORDS,
     METADATA_TXN_OPERATIONS_MAX,
 )
-from holdfast_core.runtime.metadata.store import Condition, ModRevisionIs, Operation, Put
+from holdfast_core.runtime.metadata.store import Condition, Delete, ModRevisionIs, Operation, Put
 from holdfast_proto.v1.audit_pb2 import AuditBatch, AuditHead
 from holdfast_proto.v1.tenants_pb2 import Usage
 
 Result: TypeAlias = Outcome | HoldfastError
 
-# Beside the callers' operations: the batch of records and the head.
-_OWN_OPERATIONS: Final = 2
+# Beside the callers' operations: the batch of records, the head, the end of a claim.
+_OWN_OPERATIONS: Final = 3
 _TENANTS_MAX: Final = METADATA_TXN_OPERATIONS_MAX - AUDIT_BATCH_OPERATIONS_MAX - _OWN_OPERATIONS
 # Digits of a sequence number and of a time that a line does not have yet when it is measured.
 _NUMBERS_BYTES: Final = 32
@@ -104,6 +104,7 @@ class Plan:
 
     Attributes:
         after: the head that it follows.
+        turn: the claim, or the absence of one, that it needs; a claim is its own ledger's, and ends with it.
         results: what it means for the first proposals, in order, once it is applied.
         entries: those that it records, in order.
         lines: their lines.
@@ -116,6 +117,7 @@ class Plan:
     """
 
     after: Head
+    turn: Turn
     results: list[Result]
     entries: list[Entry]
     lines: list[bytes]
@@ -129,6 +131,7 @@ class Plan:
 
 def make_plan(
     after: Head,
+    turn: Turn,
     proposals: Sequence[Proposal],
     usage: Mapping[int, Usage],
     signer: Callable[[], HeadSigner],
@@ -167,7 +170,10 @@ def make_plan(
     signed = signer().sign(size=frontier.size, root=frontier.root, time_unix_ms=time_unix_ms)
     head = AuditHead(signed=signed, frontier=frontier.hashes)
     batch = AuditBatch(first=after.size, lines=lines, head=signed)
-    conditions = [ModRevisionIs(keyspace.AUDIT_HEAD, after.revision)]
+    conditions = [
+        ModRevisionIs(keyspace.AUDIT_HEAD, after.revision),
+        ModRevisionIs(keyspace.AUDIT_TURN, turn.revision),
+    ]
     operations: list[Operation] = [
         Put(keyspace.audit_batch(after.size), batch.SerializeToString()),
         Put(keyspace.AUDIT_HEAD, head.SerializeToString()),
@@ -175,8 +181,11 @@ def make_plan(
     operations += [
         Put(keyspace.TenantKeyspace(tenant).usage, after_it.SerializeToString()) for tenant, after_it in charged.items()
     ]
+    if turn.revision:
+        operations.append(Delete(keyspace.AUDIT_TURN))
     return Plan(
         after=after,
+        turn=turn,
         results=results,
         entries=entries,
         lines=lines,
