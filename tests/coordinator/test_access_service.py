@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import time
@@ -87,8 +88,12 @@ async def test_a_token_is_good_at_once_and_kept_as_a_hash(rig: Rig, admin: Clien
         *[("access.admin", "access", "OK")] * 3,
         ("access.admin", "access", "NOT_FOUND"),
     ]
-    assert rig.ledger.records[0].details == {"token": token_id, "for": "agent-7"}
-    assert rig.ledger.records[2].details == {"token": token_id, "for": "agent-7"}
+    assert [each.details for each in rig.ledger.records] == [
+        {"call": "CreateToken", "token": token_id, "for": "agent-7"},
+        {"call": "ListTokens"},
+        {"call": "RevokeToken", "token": token_id, "for": "agent-7"},
+        {"call": "RevokeToken", "token": token_id},
+    ]
 
 
 async def test_a_token_that_is_asked_for_twice_is_made_once(rig: Rig, admin: Client) -> None:
@@ -149,8 +154,10 @@ async def test_the_policy_changes_as_a_whole_and_by_revision(rig: Rig, admin: Cl
     next_at = (await admin.call("SetPolicy", pb.SetPolicyRequest(document=document(), revision=set_at))).revision
     assert next_at > set_at
     await admin.call("SetPolicy", pb.SetPolicyRequest(document=wanted))
-    sets = [(each.outcome, each.details.get("bindings")) for each in rig.ledger.records if each.details]
+    set_records = [each for each in rig.ledger.records if each.details["call"] == "SetPolicy"]
+    sets = [(each.outcome, each.details["bindings"]) for each in set_records]
     assert sets == [("OK", "1"), ("REPEATED", "1"), ("CONFLICT", "0"), ("OK", "0"), ("OK", "1")]
+    assert set_records[0].details["sha256"] == hashlib.sha256(wanted.encode()).hexdigest()
 
 
 async def test_a_binding_works_from_the_answer_on(rig: Rig, admin: Client) -> None:

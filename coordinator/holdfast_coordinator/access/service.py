@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
@@ -63,21 +64,21 @@ class AccessService(AccessServiceServicer):
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
         """Keep a token that the caller has drawn."""
-        return pb.CreateTokenResponse(record=await self._tokens.create(request, _entry()))
+        return pb.CreateTokenResponse(record=await self._tokens.create(request, _entry("CreateToken")))
 
     async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
         """List tokens."""
-        _entry()
+        _entry("ListTokens")
         return pb.ListTokensResponse(tokens=await self._tokens.list())
 
     async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Context) -> pb.RevokeTokenResponse:
         """End a token."""
-        await self._tokens.revoke(request.token_id, _entry())
+        await self._tokens.revoke(request.token_id, _entry("RevokeToken"))
         return pb.RevokeTokenResponse()
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """Return the policy as it is in the store, also where it is malformed."""
-        _entry()
+        _entry("GetPolicy")
         item = await self._store.get(keyspace.ACCESS_POLICY)
         if item is None:
             return pb.GetPolicyResponse(document=DEFAULT_DOCUMENT, revision=_NEVER_SET)
@@ -85,9 +86,11 @@ class AccessService(AccessServiceServicer):
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Context) -> pb.SetPolicyResponse:
         """Replace the policy as a whole."""
-        entry = _entry()
-        entry.details["bindings"] = str(len(Policy.parse(request.document).bindings))
+        entry = _entry("SetPolicy")
         value = request.document.encode()
+        # The log cannot hold the document; it says which one it was.
+        entry.details["sha256"] = hashlib.sha256(value).hexdigest()
+        entry.details["bindings"] = str(len(Policy.parse(request.document).bindings))
         for _ in range(ATTEMPTS_MAX):
             item = await self._store.get(keyspace.ACCESS_POLICY)
             if item is not None and item.value == value:
@@ -109,7 +112,7 @@ class AccessService(AccessServiceServicer):
         self, request: pb.RevokeCertificateRequest, context: Context
     ) -> pb.RevokeCertificateResponse:
         """Refuse a certificate from now on."""
-        entry = _entry()
+        entry = _entry("RevokeCertificate")
         if len(request.fingerprint) != _FINGERPRINT_BYTES:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"a fingerprint is a SHA-256 of {_FINGERPRINT_BYTES} bytes")
         if request.principal:
@@ -140,7 +143,7 @@ class AccessService(AccessServiceServicer):
         self, request: pb.ListRevokedCertificatesRequest, context: Context
     ) -> pb.ListRevokedCertificatesResponse:
         """List revoked certificates, by fingerprint."""
-        _entry()
+        _entry("ListRevokedCertificates")
         snapshot = await self._store.snapshot([keyspace.REVOKED_PREFIX])
         items = check_fits_answer(snapshot.items, "the list of revoked certificates")
         return pb.ListRevokedCertificatesResponse(
@@ -148,9 +151,10 @@ class AccessService(AccessServiceServicer):
         )
 
 
-def _entry() -> Entry:
-    """Check that the caller may administer access; return what the audit log will say of the call."""
+def _entry(name: str) -> Entry:
+    """Check that the caller may administer access; return what the audit log will say of the call of this name."""
     call = current_call()
+    call.entry.details["call"] = name
     call.require(RESOURCE)
     return call.entry
 
