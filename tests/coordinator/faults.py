@@ -6,6 +6,7 @@ import enum
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
+from holdfast_coordinator import keyspace
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.metadata.store import (
     OUTCOME_FACT,
@@ -43,10 +44,15 @@ class FaultyStore:
         self._dead = False
         self.calls = 0
         self._before_commit: Callable[[], Awaitable[object]] | None = None
+        self._refuses_log = False
 
     def before_next_commit(self, act: Callable[[], Awaitable[object]]) -> None:
         """Let something else happen at the last moment before the next transaction that makes a record visible."""
         self._before_commit = act
+
+    def refuse_log(self, refusing: bool) -> None:
+        """From now on fail every transaction that would append to the audit log, before it does anything."""
+        self._refuses_log = refusing
 
     def arm(self, fault: Fault | None, *, at: int = 0) -> None:
         """Count from 0 again and fail call number `at`; with None only count."""
@@ -92,6 +98,8 @@ class FaultyStore:
         if self._before_commit is not None and any("/points/" in operation.key for operation in operations):
             act, self._before_commit = self._before_commit, None
             await act()
+        if self._refuses_log and any(operation.key == keyspace.AUDIT_HEAD for operation in operations):
+            raise HoldfastError(ErrorCode.UNREACHABLE, "the store takes no records")
         result: TxnResult = await self._call("txn", conditions, operations)
         return result
 

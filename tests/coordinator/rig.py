@@ -6,8 +6,9 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import grpc.aio
@@ -96,6 +97,16 @@ class Client:
         """Open WatchCluster."""
         return self._cluster.WatchCluster(cluster_pb2.WatchClusterRequest(), metadata=self._metadata)
 
+    async def first_state(self) -> Any:
+        """Open WatchCluster, return its first message and end it."""
+        watch = self.watch()
+        try:
+            return await watch.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, peer=self.address) from error
+        finally:
+            watch.cancel()
+
     async def new_token(self, principal: str) -> str:
         """Make a token for a principal and return its text."""
         token = new_token(random.randbytes)
@@ -106,10 +117,16 @@ class Client:
         await self.access("CreateToken", request)
         return token
 
-    async def bind(self, *bindings: tuple[str, str, str], tenant: str = "default") -> None:
-        """Let principals hold roles on patterns of resources, and nobody else anything."""
+    async def bind(
+        self,
+        *bindings: tuple[str, str, str],
+        tenant: str = "default",
+        roles: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    ) -> None:
+        """Let principals hold roles on patterns of resources, and nobody else anything; `roles` are new ones."""
         held = [{"principal": p, "role": r, "tenant": tenant, "resource": on} for p, r, on in bindings]
-        document = json.dumps({"format": 1, "bindings": held})
+        made = {name: sorted(permissions) for name, permissions in roles.items()}
+        document = json.dumps({"format": 1, "roles": made, "bindings": held})
         revision = (await self.access("GetPolicy", access_pb2.GetPolicyRequest())).revision
         await self.access("SetPolicy", access_pb2.SetPolicyRequest(document=document, revision=revision))
 

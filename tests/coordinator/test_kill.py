@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.credentials import write_token
 from holdfast_core.runtime.metadata.etcd import EtcdStore
-from tests.coordinator.rig import MASTER_KEY, Client, coordinator, eventually, zero_commit
+from tests.coordinator.rig import ADMIN_TOKEN, MASTER_KEY, Client, coordinator, eventually, zero_commit
 from tests.support.etcd import EtcdCluster
 
 ROUNDS = 4
@@ -35,7 +36,10 @@ class Process:
     def __init__(self, endpoints: str, directory: Path) -> None:
         key = directory / "master.key"
         key.write_bytes(MASTER_KEY)
+        token = directory / "admin.token"
+        write_token(token, ADMIN_TOKEN)
         self._arguments = ["--etcd", endpoints, "--master-key", str(key), "--bind", "127.0.0.1:0"]
+        self._arguments += ["--admin-token-file", str(token)]
         self._log = directory / "coordinator.log"
         self._process: subprocess.Popen[str] | None = None
 
