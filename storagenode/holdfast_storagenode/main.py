@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from pathlib import Path
-from typing import Annotated, Final
-
-import typer
+from typing import Final
 
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import find_credential
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.options import parse_address, parse_addresses, parse_size, tls_files
 from holdfast_core.runtime.signals import termination_signals
+from holdfast_storagenode import command_options as opt
 from holdfast_storagenode.allocator import keep_freed_memory
 from holdfast_storagenode.home import DirectoryHome, open_directory
 from holdfast_storagenode.node import DEFAULT_ZONE, NodeSettings, StorageNode
@@ -24,50 +22,21 @@ DEFAULT_BIND: Final = "127.0.0.1:7410"
 
 def command(
     *,
-    data: Annotated[Path, typer.Option(envvar="HOLDFAST_DATA", help="Directory of the node's blocks and identity.")],
-    coordinator: Annotated[str, typer.Option(envvar="HOLDFAST_COORDINATOR", help="HOST:PORT[,…] of the coordinators.")],
-    node_id: Annotated[
-        str | None,
-        typer.Option(envvar="HOLDFAST_NODE_ID", help="Name of a new node (the machine's); fixed by its directory."),
-    ] = None,
-    zone: Annotated[
-        str, typer.Option(envvar="HOLDFAST_ZONE", help="Failure domain; copies are put in distinct ones.")
-    ] = DEFAULT_ZONE,
-    bind: Annotated[str, typer.Option(envvar="HOLDFAST_BIND", help="HOST:PORT to serve on.")] = DEFAULT_BIND,
-    advertise: Annotated[
-        str | None, typer.Option(envvar="HOLDFAST_ADVERTISE", help="HOST:PORT that others reach this node on.")
-    ] = None,
-    capacity: Annotated[
-        str | None,
-        typer.Option(envvar="HOLDFAST_CAPACITY", help="Bytes for blocks, e.g. 500GiB (the whole file system)."),
-    ] = None,
-    reserve: Annotated[
-        str | None,
-        typer.Option(
-            envvar="HOLDFAST_RESERVE", help="Bytes of the file system to leave free (a twentieth, at most 1GiB)."
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(envvar="HOLDFAST_METRICS", help="HOST:PORT of the Prometheus metrics page.")
-    ] = None,
-    tls_ca: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(envvar="HOLDFAST_TOKEN_FILE", help="File of a token to join with, where no certificate says who."),
-    ] = None,
-    insecure_plaintext_on_network: Annotated[
-        bool,
-        typer.Option(
-            "--insecure-plaintext-on-network",
-            envvar="HOLDFAST_INSECURE_PLAINTEXT_ON_NETWORK",
-            help="Bind any address without TLS, for a network that encrypts below.",
-        ),
-    ] = False,
-    log_level: Annotated[
-        str, typer.Option(envvar="HOLDFAST_LOG_LEVEL", help="debug, info, warning or error.")
-    ] = "info",
+    data: opt.Data,
+    coordinator: opt.Coordinator,
+    node_id: opt.NodeId = None,
+    zone: opt.Zone = DEFAULT_ZONE,
+    bind: opt.Bind = DEFAULT_BIND,
+    advertise: opt.Advertise = None,
+    capacity: opt.Capacity = None,
+    reserve: opt.Reserve = None,
+    metrics: opt.Metrics = None,
+    tls_ca: opt.TlsCa = None,
+    tls_cert: opt.TlsCert = None,
+    tls_key: opt.TlsKey = None,
+    token_file: opt.TokenFile = None,
+    insecure_plaintext_on_network: opt.PlaintextOnNetwork = False,
+    log_level: opt.LogLevel = "info",
 ) -> None:
     """Run a storage node until SIGTERM or SIGINT."""
     configure_logs("storagenode", level=log_level)
