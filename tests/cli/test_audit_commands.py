@@ -11,8 +11,10 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from holdfast import VolumeSpec
 from holdfast.background import LoopThread
 from holdfast.cli import main
+from holdfast.testing import MemoryCluster
 from holdfast_core.model.audit.merkle import consistency_path, inclusion_path
 from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -234,6 +236,30 @@ def test_proofs_are_verified(run: Run, audit: Audit, tmp_path: Path) -> None:
     assert "holds no head at size 5" in run("verify", file, code=2)
     for words in ((), ("--record", 1, "--from", 2), ("--record", 1, "--to", 2), ("--to", 2)):
         assert "prove what?" in run("prove", *words, code=2)
+
+
+def test_a_clusters_own_log(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, file, image = tmp_path / "head.json", tmp_path / "log.jsonl", tmp_path / "root.raw"
+    image.write_bytes(b"content" * 10_000)
+    with MemoryCluster(nodes=1, replicas=1) as memory, memory.state_manager() as manager:
+        monkeypatch.setenv("HOLDFAST_COORDINATOR", memory.coordinator_address)
+        monkeypatch.setenv("HOLDFAST_TOKEN", memory.token)
+        run("head", "-o", kept)
+        manager.register_vm("web", {"root": VolumeSpec(str(image))})
+        point = manager.create_snapshot("web")
+        run("export", "-o", file)
+        [begun, done] = json.loads(run("list", "--action", "snapshot.create", "--json"))
+        run("prove", "--record", done["sequence"], "-o", tmp_path / "record.json")
+        run("prove", "--from", json.loads(kept.read_text())["size"], "-o", tmp_path / "growth.json")
+    assert (begun["principal"], begun["resource"], begun["outcome"]) == ("admin", "vm/web", "OK")
+    assert (begun["details"]["step"], done["details"]["step"], done["details"]["point"]) == ("begin", "commit", point)
+    for proof in (file, tmp_path / "record.json", tmp_path / "growth.json"):
+        assert "is right" in run("verify", proof, "--key", kept)
+    assert "is right" in run("verify", file, "--head", kept)
+    whole = file.read_bytes()
+    for lost in (b'"principal":"admin"', b'"resource":"vm/web"', point.encode()):
+        file.write_bytes(whole.replace(lost, lost.upper(), 1))
+        assert "was altered" in run("verify", file, "--head", kept, code=6)
 
 
 def test_an_export_that_was_changed_names_the_record(

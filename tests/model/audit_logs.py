@@ -20,18 +20,18 @@ def signer(key_id: str, seed: int = 0, cluster_id: str = CLUSTER_ID) -> HeadSign
     return HeadSigner(key_id, leaf_hash(f"{key_id} {seed}".encode()), cluster_id)
 
 
-def record(sequence: int, **changes: object) -> AuditRecord:
+def record(place: int, **changes: object) -> AuditRecord:
     """A record with its place in most of its fields."""
     fields: dict[str, object] = {
-        "sequence": sequence,
-        "time_unix_ms": START_UNIX_MS + sequence,
-        "principal": f"agent-{sequence % 3}",
+        "sequence": place,
+        "time_unix_ms": START_UNIX_MS + place,
+        "principal": f"agent-{place % 3}",
         "tenant": "default",
         "action": "snapshot.create",
-        "resource": f"vm/web-{sequence % 2}",
+        "resource": f"vm/web-{place % 2}",
         "outcome": OK,
-        "request_id": f"{sequence:016x}",
-        "entry_id": f"{sequence + 1000:016x}",
+        "request_id": f"{place:016x}",
+        "entry_id": f"{place + 1000:016x}",
         "details": {"step": "begin"},
     }
     return AuditRecord(**{**fields, **changes})  # type: ignore[arg-type]  # as the fields above

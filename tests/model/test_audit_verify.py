@@ -10,20 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_core.model.audit.export import (
-    HeadLine,
-    LogLine,
-    consistency_document,
-    export_lines,
-    inclusion_document,
-    is_record,
-)
-from holdfast_core.model.audit.merkle import Frontier, consistency_path, inclusion_path, leaf_hash
-from holdfast_core.model.audit.proofs import verify_proof
+from holdfast_core.model.audit.export import HeadLine, LogLine, export_lines, is_record
+from holdfast_core.model.audit.merkle import Frontier, leaf_hash
 from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_proto.v1.audit_pb2 import ProveConsistencyResponse, ProveInclusionResponse, SignedHead
 from tests.model.audit_logs import CLUSTER_ID, Log, grown, record, rotated, signer
 
 LOG = grown()
@@ -37,13 +28,18 @@ PLACES = [None if not is_record(line) else AuditRecord.from_line(line).sequence 
 
 def named(lines: Iterable[bytes], **options: Any) -> tuple[str, str]:
     """The first record that is not right and what is wrong with it, as the error says."""
+    error = failure(lines, **options)
+    assert error.code is ErrorCode.CORRUPT
+    assert f"record {error.facts['sequence']}" in error.message
+    return error.facts["sequence"], error.facts["what"]
+
+
+def failure(lines: Iterable[bytes], **options: Any) -> HoldfastError:
+    """The error that verification ends with."""
     options.setdefault("trusted", [KEY])
     with pytest.raises(HoldfastError) as caught:
         verify_export(lines, **options)
-    assert caught.value.code is ErrorCode.CORRUPT
-    facts = caught.value.facts
-    assert f"record {facts['sequence']}" in caught.value.message
-    return facts["sequence"], facts["what"]
+    return caught.value
 
 
 def at(place: int) -> int:
@@ -59,6 +55,11 @@ def head_of(place: int) -> int:
 def batch_first(place: int) -> int:
     """The first record of a record's batch."""
     return max(batch.first for batch in LOG.batches if batch.first <= place)
+
+
+def batch_last(place: int) -> int:
+    """The last record of a record's batch."""
+    return min(batch.head.size for batch in LOG.batches if batch.head.size > place) - 1
 
 
 def without(lines: list[bytes], *places: int) -> list[bytes]:
@@ -89,6 +90,7 @@ def test_every_byte_of_a_record_counts(place: int) -> None:
         changed = line[:byte] + bytes([line[byte] ^ 1]) + line[byte + 1 :]
         assert named(replaced(EXPORT, at(place), changed)) == (str(place), "altered")
     assert named(replaced(EXPORT, at(place), line + b" ")) == (str(place), "altered")
+    assert failure(replaced(EXPORT, at(place), b"")).facts.keys() == {"sequence", "what"}
 
 
 @pytest.mark.parametrize("place", range(10))
@@ -213,6 +215,7 @@ def test_what_stands_beside_a_head_proves_nothing() -> None:
         leaves[place - batch_first(place)] = leaf_hash(forged).hex()
         lines = replaced(replaced(EXPORT, at(place), forged), head_of(place), changed_head(line, leaves=leaves))
         assert named(lines) == (str(batch_first(place)), "altered")
+        assert failure(lines).facts["last"] == str(batch_last(place))
         other = record(place + 1, principal="mallory").to_line()
         assert named(replaced(lines, at(place), other))[0] == str(place)
 
@@ -251,20 +254,36 @@ def test_keys_follow_one_another_in_the_log() -> None:
     log.signer = signer("audit-9")
     log.append(2)
     assert named(log.export(), trusted=[first]) == (str(ROTATED.size), "forged-head")
-    # Nor one whose record was denied, and none takes the id of another.
-    for outcome, key_id in (("DENIED", "audit-2"), ("OK", "audit-1")):
-        log = Log()
-        newer = signer(key_id, 7)
-        log.append(1, action="keys.rotate-audit", outcome=outcome, details=details_of(newer.key_id, newer.public_key))
-        log.signer = newer
-        log.append(1)
-        place = {"DENIED": "1", "OK": "0"}[outcome]
-        assert named(log.export(), trusted=[first]) == (place, "forged-head")
 
 
-def details_of(key_id: str, public_key: bytes) -> dict[str, str]:
-    """What a record says that introduces a key."""
-    return {"key_id": key_id, "public_key": public_key.hex()}
+@pytest.mark.parametrize(
+    ("outcome", "key_id", "key", "place"),
+    [
+        ("OK", "audit-2", signer("audit-2").public_key, ""),
+        ("DENIED", "audit-2", signer("audit-2").public_key, "1"),
+        ("OK", "", signer("audit-2").public_key, "1"),
+        ("OK", "audit-2", b"short", "1"),
+        ("OK", "audit-1", signer("audit-2").public_key, "0"),
+    ],
+)
+def test_what_introduces_a_key(outcome: str, key_id: str, key: bytes, place: str) -> None:
+    """A record does that was not denied, names a whole key, and does not take the id of another."""
+    log = Log()
+    details = {"key_id": key_id, "public_key": key.hex()}
+    log.append(1, action="keys.rotate-audit", outcome=outcome, details=details)
+    log.signer = signer("audit-2")
+    log.append(1)
+    if place:
+        assert named(log.export()) == (place, "forged-head")
+    else:
+        assert verify_export(log.export(), trusted=[KEY]).records == 2
+
+
+@pytest.mark.parametrize("details", [{}, {"key_id": "audit-2"}, {"key_id": "audit-2", "public_key": "no"}])
+def test_a_record_that_introduces_nothing_is_no_fault(details: dict[str, str]) -> None:
+    log = Log()
+    log.append(1, action="keys.rotate-audit", details=details)
+    assert verify_export(log.export(), trusted=[KEY]).records == 1
 
 
 def test_a_whole_log_made_anew_passes_only_where_its_own_key_is_trusted() -> None:
@@ -362,77 +381,3 @@ def outcome(lines: Iterable[bytes]) -> ErrorCode | None:
     except HoldfastError as error:
         return error.code
     return None
-
-
-def inclusion(place: int, log: Log = LOG) -> bytes:
-    """The proof that a record is in the log."""
-    path = inclusion_path(place, log.size, log.subtree())
-    answer = ProveInclusionResponse(cluster_id=CLUSTER_ID, line=log.lines[place], head=log.head(log.size), path=path)
-    return inclusion_document(place, answer, log.keys)
-
-
-def consistency(old: int, new: int, head: SignedHead | None = None) -> bytes:
-    """The proof that the log of one head begins with that of another."""
-    path = consistency_path(old, new, LOG.subtree())
-    answer = ProveConsistencyResponse(
-        cluster_id=CLUSTER_ID, from_head=head, to_head=LOG.head(new), path=path, from_size=old
-    )
-    return consistency_document(answer, LOG.keys)
-
-
-def test_proofs_hold() -> None:
-    for place in range(10):
-        proven = verify_proof(inclusion(place), trusted=[KEY], known_head=LOG.head(10))
-        assert (proven.record, proven.head, proven.self_trusted) == (record(place), LOG.head(10), False)
-    for old in (3, 4, 8, 10):
-        for new in (size for size in (3, 4, 8, 10) if size >= old):
-            proven = verify_proof(consistency(old, new, LOG.head(old)), trusted=[KEY])
-            assert (proven.from_size, proven.head.size, proven.record) == (old, new, None)
-            assert verify_proof(consistency(old, new), known_head=LOG.head(old)).self_trusted
-
-
-def refused(document: bytes, known_head: SignedHead | None = None) -> tuple[ErrorCode, str]:
-    """The error about a proof, and what its facts say is wrong."""
-    with pytest.raises(HoldfastError) as caught:
-        verify_proof(document, trusted=[KEY], known_head=known_head)
-    return caught.value.code, caught.value.facts.get("what", "")
-
-
-def test_changed_proofs_do_not_hold() -> None:
-    proof, between = json.loads(inclusion(4)), json.loads(consistency(3, 10, LOG.head(3)))
-    forged_head = json.loads(changed_head(json.dumps(proof["head"]).encode(), root=bytes(32).hex()))
-    for document, members, what in (
-        (proof, {"line": record(4, principal="mallory").to_line().decode()}, "altered"),
-        (proof, {"sequence": 5}, "altered"),
-        (proof, {"sequence": 10}, "altered"),
-        (proof, {"path": proof["path"][1:]}, "altered"),
-        (proof, {"path": proof["path"][::-1]}, "altered"),
-        (proof, {"head": forged_head}, "forged-head"),
-        (proof, {"cluster_id": "d2" * 16}, "forged-head"),
-        (proof, {"keys": []}, "forged-head"),
-        (proof, {"line": 3}, ""),
-        (proof, {"line": "é"}, ""),
-        (proof, {"head": 3}, ""),
-        (proof, {"type": "log"}, ""),
-        (between, {"path": between["path"][1:]}, "altered"),
-        (between, {"path": between["path"][::-1]}, "altered"),
-        (between, {"from_size": 4}, "forged-head"),
-        (between, {"from_head": forged_head}, "forged-head"),
-        (between, {"to_head": forged_head}, "forged-head"),
-        (between, {"from_head": between["to_head"], "from_size": 10, "to_head": between["from_head"]}, "altered"),
-    ):
-        changed = json.dumps({**document, **members}).encode()
-        assert refused(changed) == (ErrorCode.CORRUPT, what)
-
-
-def test_a_proof_is_about_the_head_that_was_kept() -> None:
-    other = LOG.signer.sign(size=10, root=bytes(32), time_unix_ms=1)
-    foreign = signer("audit-9").sign(size=10, root=LOG.root(10), time_unix_ms=1)
-    for head, code, what in (
-        (other, ErrorCode.CORRUPT, "altered"),
-        (foreign, ErrorCode.CORRUPT, "forged-head"),
-        (LOG.head(4), ErrorCode.INVALID_ARGUMENT, ""),
-    ):
-        assert refused(inclusion(4), head) == (code, what)
-    assert refused(consistency(3, 10)) == (ErrorCode.INVALID_ARGUMENT, "")
-    assert refused(consistency(3, 10), LOG.head(4)) == (ErrorCode.INVALID_ARGUMENT, "")
