@@ -17,17 +17,20 @@ from holdfast.results import TransferStats
 from holdfast.testing import MemoryCluster
 from holdfast_coordinator.embedded import EmbeddedCoordinator
 from holdfast_coordinator.keys.chain import RETIREMENT_MS
+from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
+from holdfast_coordinator.keys.rewrap import Rewrapping
 from holdfast_core.model.block import parse_header
-from holdfast_core.model.errors import HoldfastError
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import SIGNING_KEY_SPREAD_S
 from holdfast_core.runtime.capability import Capability, CapabilityVerifier
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import new_token
 from holdfast_proto.v1 import keys_pb2
 from holdfast_storagenode.embedded import EmbeddedStorageNode
-from holdfast_storagenode.store import Verdict
-from tests.client.keyed import ask, ask_cluster
-from tests.client.rig import BLOCK, TENANT, Vm, data_ids, noise, store_of, write_at
+from holdfast_storagenode.store import Found, Verdict
+from tests.client.keyed import ask, ask_cluster, coordinator_of, metadata_of
+from tests.client.rig import BLOCK, TENANT, Vm, data_ids, error_of, noise, store_of, write_at
+from tests.coordinator.key_rig import make_entry
 
 TOKEN = new_token(os.urandom)
 SIZE = 300 * BLOCK
@@ -236,3 +239,37 @@ def test_a_rotation_makes_no_later_backup_larger(cluster: MemoryCluster, tmp_pat
     again, nothing = backed_up(vms[1], snapshots[1])
     assert nothing.stored_bytes == 0
     vms[1].assert_restores(snapshots[1], again)
+
+
+def test_another_master_key_takes_over_and_no_node_notices(cluster: MemoryCluster, tmp_path: Path) -> None:
+    vm = Vm(cluster.state_manager(), "vm-1", tmp_path)
+    vm.volume(SIZE, [(0, noise(20 * BLOCK))])
+    vm.register()
+    snapshot = vm.snapshot()
+    parts, store = coordinator_of(cluster)._parts, metadata_of(cluster)
+    assert parts is not None
+    old: bytes = cluster._coordinator._master_key  # type: ignore[union-attr]
+    new = os.urandom(32)
+
+    def held() -> list[list[Found]]:
+        return [
+            store_of(cluster, number).get(TENANT, sorted(data_ids(cluster, number, kind)), bytes_max=1 << 30)
+            for number in range(3)
+            for kind in (0, 2)
+        ]
+
+    before = held()
+    master = MasterKeys(FileMasterKey(new, os.urandom), [FileMasterKey(old, os.urandom)])
+    assert cluster.run(Rewrapping(store, master, parts.ledger).run(make_entry("keys.admin"))) == 4
+    assert held() == before
+
+    again = EmbeddedCoordinator(nodes_expected=3, replicas=3, store=store, master_key=old)
+    assert error_of(lambda: cluster.run(again.start())).code is ErrorCode.KEY_MISMATCH
+    successor = EmbeddedCoordinator(
+        nodes_expected=3, replicas=3, store=store, master_key=new, admin_token=cluster.token
+    )
+    address = cluster.run(successor.start())
+    with StateManager(address, token=cluster.token) as manager:
+        Vm(manager, "vm-1", tmp_path).assert_restores(snapshot)
+    vm.assert_restores(snapshot)
+    cluster.run(successor.stop())
