@@ -21,7 +21,7 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import TenantSecrets, master_fingerprint
 from holdfast_core.runtime.clock import ManualClock, SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
-from holdfast_core.runtime.metadata.store import Put
+from holdfast_core.runtime.metadata.store import Delete, Put
 from holdfast_proto.v1.cluster_pb2 import VerifyingKey
 from holdfast_proto.v1.records_pb2 import ClusterRecord, WrappedSecret
 from tests.coordinator.faults import Crash, Fault, FaultyStore
@@ -145,6 +145,37 @@ async def test_defaults_are_the_designs(store: SqliteStore) -> None:
 async def test_what_no_cluster_is_made_of(store: SqliteStore, code: ErrorCode, options: dict[str, Any]) -> None:
     await refused(code, opened(store, **options))
     assert await store.get(keyspace.CLUSTER) is None
+
+
+async def test_a_cluster_of_before_there_were_tenants_and_an_audit_log_is_completed(store: SqliteStore) -> None:
+    """The first version wrote four keys, and its signing key had neither a time nor a public half beside it."""
+    made = await opened(store)
+    items = (await store.snapshot([""])).items
+    kept = (keyspace.CLUSTER, keyspace.SIGNING_PREFIX, keyspace.tenant_name("default"), keyspace.TenantKeyspace(1).keys)
+    await store.txn([], [Delete(item.key) for item in items if not item.key.startswith(kept)])
+    (signing,) = (item for item in items if item.key.startswith(keyspace.SIGNING_PREFIX))
+    wrapped = WrappedSecret.FromString(signing.value)
+    wrapped.ClearField("public_key")
+    await store.txn([], [Put(signing.key, wrapped.SerializeToString())])
+    assert len((await store.snapshot([""])).items) == 4
+
+    clusters = await asyncio.gather(*(opened(store, seed=seed) for seed in range(5, 8)))
+    assert all(same(clusters[0], each) for each in clusters)
+    assert (clusters[0].record, clusters[0].signing, clusters[0].secrets[1]) == (
+        made.record,
+        made.signing,
+        made.secrets[1],
+    )
+    assert {item.key for item in (await store.snapshot([""])).items} >= {
+        keyspace.tenant_record(0),
+        keyspace.tenant_record(1),
+        keyspace.TenantKeyspace(0).keys,
+        keyspace.audit_key(clusters[0].audit.key_id),
+    }
+    async with coordinator(store, clock=ManualClock(), replicas=None, partitions=None) as client:
+        await client.form_layout()
+        await client.register_vm()
+        await client.save()
 
 
 async def test_metadata_of_a_later_version_is_left_alone(store: SqliteStore, clock: ManualClock) -> None:
