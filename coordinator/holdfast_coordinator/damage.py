@@ -11,6 +11,8 @@ from typing import Final
 
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
+from holdfast_coordinator.barrier import Walk
+from holdfast_coordinator.damage_scope import DamageScope
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import each, still
 from holdfast_coordinator.transactions import Outcome, attempt, contention
@@ -39,14 +41,16 @@ class Damage:
         view: ClusterView,
         pool: NodePool,
         capability: Callable[[], str],
+        scope: DamageScope,
     ) -> None:
-        """Bind to the store and to the nodes; `capability` allows asking for presence."""
+        """Bind to the store and the nodes; `capability` allows asking for presence, `scope` looks ids up in trees."""
         self._store = store
         self._space = space
         self._ledger = ledger
         self._view = view
         self._pool = pool
         self._capability = capability
+        self._scope = scope
 
     async def mark(self) -> Condition:
         """Return the condition that no damage record was made or removed since now."""
@@ -56,8 +60,10 @@ class Damage:
         """Return all ids that are recorded."""
         return frozenset([self._id_of(item) async for item in each(self._store, self._space.damage_ids_prefix)])
 
-    async def report(self, block_ids: Sequence[bytes], resource_id: str, entry: Entry) -> int:
+    async def report(self, block_ids: Sequence[bytes], resource_id: str, walks: Iterable[Walk], entry: Entry) -> int:
         """Record those ids that every owner confirms as lost, and return how many they are.
+
+        Ids that the resource's trees do not name are left out; `walks` are through all of them.
 
         The audit log has the call with the first of them; what a crash leaves out the next reader reports again.
 
@@ -75,6 +81,9 @@ class Damage:
             for block_id in dict.fromkeys(block_ids)
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
+        if lost:
+            named = await self._scope.named(lost, walks, layouts)
+            lost = [block_id for block_id in lost if block_id in named]
         marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
         entry.details["blocks"] = str(len(marks))
         if marks:

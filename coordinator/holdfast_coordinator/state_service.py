@@ -27,6 +27,7 @@ from holdfast_coordinator.ownership import (
     of_tenant,
     of_vm,
 )
+from holdfast_coordinator.reach import object_walks, volume_walks
 from holdfast_coordinator.tenant import Tenant
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -222,11 +223,11 @@ class StateService(StateServiceServicer):
         """Record blocks that no owner has any more, once the owners confirm it."""
         call = current_call()
         if is_object(request.resource_id):
-            await self._object(call, request.resource_id)
+            walks = object_walks([await self._object(call, request.resource_id)])
         else:
-            await self._point(call, request.resource_id)
+            walks = volume_walks([await self._point(call, request.resource_id)])
         block_ids = split_ids(request.block_ids)
-        recorded = await call.of.damage.report(block_ids, request.resource_id, call.entry)
+        recorded = await call.of.damage.report(block_ids, request.resource_id, walks, call.entry)
         return pb.ReportDamageResponse(recorded=recorded)
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:

@@ -8,6 +8,7 @@ from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Barrier
 from holdfast_coordinator.commit import Commits
 from holdfast_coordinator.damage import Damage
+from holdfast_coordinator.damage_scope import DamageScope
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keyspace import TenantKeyspace
@@ -74,7 +75,15 @@ def open_tenant(
         ttl_s=session_ttl_s,
         quota=record.quota,
     )
-    damage = Damage(store, space, ledger, view, pool, grants.presence_asker)
+    damage = Damage(
+        store,
+        space,
+        ledger,
+        view,
+        pool,
+        grants.presence_asker,
+        DamageScope(pool, grants.index_reader, ring.opener()),
+    )
 
     def barrier(layout_set: LayoutSet) -> Barrier:
         pool.update(view.state.nodes)

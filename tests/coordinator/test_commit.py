@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from holdfast_core.model.errors import ErrorCode
+from holdfast_core.model.limits import TREE_FAN_OUT
+from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_proto.v1 import state_pb2
@@ -215,16 +217,41 @@ async def test_damage_is_recorded_only_when_the_owners_confirm_it(running: Clust
     snapshot = await save_blocks(client, slots)
     ring = ring_of((await client.begin(takeover=True)).grant.keys)
     _, sealed = seal_volume(ring, slots, total=TOTAL)
-    there, gone = sealed.blocks[0].id, bytes([9]) * 32
+    there, gone, later = (block.id for block in sealed.blocks[:3])
+    grant = (await client.begin(takeover=True)).grant
+    await running.destroy(grant, gone)
     report = state_pb2.ReportDamageRequest(block_ids=there + gone, resource_id=snapshot.point_id)
     assert (await client.state("ReportDamage", report)).recorded == 1
     begun = await client.begin(takeover=True, incremental=True, snapshot_id=snapshot.point_id)
     assert begun.damaged_ids == gone
+    await running.destroy(grant, later)
     await running.nodes["node-3"].stop(0.2)
-    report.block_ids = bytes([8]) * 32
+    report.block_ids = later
     assert (await client.state("ReportDamage", report)).recorded == 0
     unknown = state_pb2.ReportDamageRequest(block_ids=gone, resource_id="snap-none")
     await refused(ErrorCode.NOT_FOUND, client.state("ReportDamage", unknown))
+
+
+async def test_a_report_counts_only_for_what_its_resource_names(running: Cluster) -> None:
+    client = running.client
+    await client.register_vm("vm-2")
+    wide = random_blocks(1, range(0, TOTAL, 3))
+    mine = await save_blocks(client, wide)
+    theirs = await save_blocks(client, random_blocks(2, range(10)), vm_id="vm-2")
+    grant = (await client.begin()).grant
+    _, own = seal_volume(ring_of(grant.keys), wide, total=TOTAL)
+    _, foreign = seal_volume(ring_of(grant.keys), random_blocks(2, range(10)), total=TOTAL)
+    # The second leaf of the index is lost with all that it names; of what it names nobody can tell any more.
+    leaf, below, beside = own.index[1].id, own.blocks[TREE_FAN_OUT // 3 + 1].id, own.blocks[0].id
+    nobodys, another = bytes([9]) * 32, foreign.blocks[0].id
+    for block_id in (leaf, below, beside, another):
+        await running.destroy(grant, block_id)
+    for point, named in ((mine, {leaf, beside}), (theirs, {another})):
+        block_ids = b"".join([leaf, below, beside, another, nobodys])
+        report = state_pb2.ReportDamageRequest(block_ids=block_ids, resource_id=point.point_id)
+        assert (await client.state("ReportDamage", report)).recorded == len(named)
+    begun = await client.begin("vm-2", incremental=True, snapshot_id=theirs.point_id)
+    assert set(split_ids(begun.damaged_ids)) == {leaf, beside, another}
 
 
 async def test_a_point_that_names_a_damaged_block_commits_only_once_it_is_back(running: Cluster) -> None:
