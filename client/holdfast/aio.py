@@ -106,7 +106,9 @@ class AsyncStateManager:
             )
         self._addresses = parse_addresses(text)
         file = Path(token_file) if token_file is not None else None
-        self._credential = find_credential(self._addresses, token=token, token_file=file, tenant=tenant)
+        self._credential = find_credential(
+            self._addresses, token=token, token_file=file, tenant=tenant, certificate=tls is not None
+        )
         key_place = key_file or os.environ.get(KEY_FILE_VARIABLE)
         self._key_file = Path(key_place) if key_place else None
         place = restore_dir or os.environ.get(RESTORE_DIR_VARIABLE)

@@ -44,13 +44,14 @@ def command(
     if advertise is not None:
         parse_address(advertise)
     coordinators = parse_addresses(coordinator)
+    tls = tls_files(ca=tls_ca, cert=tls_cert, key=tls_key)
     settings = NodeSettings(
         coordinators=coordinators,
-        credential=find_credential(coordinators, token_file=token_file),
+        credential=find_credential(coordinators, token_file=token_file, certificate=tls is not None),
         bind=bind,
         advertise=advertise,
         zone=zone,
-        tls=tls_files(ca=tls_ca, cert=tls_cert, key=tls_key),
+        tls=tls,
         plaintext_on_network=insecure_plaintext_on_network,
         metrics_bind=metrics,
     )

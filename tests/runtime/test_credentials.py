@@ -73,6 +73,8 @@ def test_the_home_is_looked_at_for_this_machine_alone(tmp_path: Path, address: s
     kept(tmp_path / "tokens" / "192.0.2.7:7400", AT_HOME)
     credential = find_credential([address], environment={"HOLDFAST_HOME": str(tmp_path)})
     assert sent(credential) == (AT_HOME if found else "")
+    certified = find_credential([address], certificate=True, environment={"HOLDFAST_HOME": str(tmp_path)})
+    assert sent(certified) == ""
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:

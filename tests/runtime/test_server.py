@@ -173,3 +173,18 @@ async def test_a_signal_drains(number: signal.Signals) -> None:
     assert announced == [host.address]
     assert not host.address.endswith(":0")
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("bind", "level"), [("127.0.0.1:0", "INFO"), ("0.0.0.0:0", "WARNING")])
+async def test_a_service_says_that_it_speaks_plain_text(
+    bind: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "holdfast")
+    host = ServiceHost("test", bind=bind, plaintext_on_network=True)
+    port = await host.start()
+    channel = open_channel(f"127.0.0.1:{port}")
+    health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert health.status == SERVING
+    await channel.close()
+    await host.stop(0)
+    assert [record.levelname for record in caplog.records if "plain text" in str(record.msg)] == [level]

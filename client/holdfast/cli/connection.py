@@ -134,8 +134,11 @@ class Connection:
         from holdfast_core.runtime.endpoints import Endpoints
 
         addresses = parse_addresses(self._named())
-        credential = find_credential(addresses, token_file=self.token_file, tenant=self.tenant)
-        return Endpoints(addresses, tls=self.tls(), credential=credential)
+        tls = self.tls()
+        credential = find_credential(
+            addresses, token_file=self.token_file, tenant=self.tenant, certificate=tls is not None
+        )
+        return Endpoints(addresses, tls=tls, credential=credential)
 
     def _named(self) -> str:
         if not self.coordinator:

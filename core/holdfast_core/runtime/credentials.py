@@ -128,12 +128,14 @@ def find_credential(
     token: str | None = None,
     token_file: Path | None = None,
     tenant: str | None = None,
+    certificate: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> Credential:
     """Return the credential for the coordinators at `addresses`.
 
     A token that was given wins, then a file that was given, then HOLDFAST_TOKEN, then HOLDFAST_TOKEN_FILE, and for a
     coordinator on this machine the file that `holdfast up` keeps in the user's home. None of them: no token is sent.
+    Who has a `certificate` is not at a cluster of `up`, and a token of one that was killed would only be in the way.
 
     Raises:
         HoldfastError: INVALID_ARGUMENT for a malformed token or tenant.
@@ -149,7 +151,7 @@ def find_credential(
     named = environment.get(TOKEN_FILE_VARIABLE)
     if token_file is not None or named:
         return Credential(token_file=token_file or Path(named or ""), tenant=name)
-    return Credential(tenant=name, homes=_files_at_home(addresses, environment))
+    return Credential(tenant=name, homes=() if certificate else _files_at_home(addresses, environment))
 
 
 def home_token_file(address: str, environment: Mapping[str, str] = os.environ) -> Path:
