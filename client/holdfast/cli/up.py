@@ -47,6 +47,7 @@ class UpSettings:
     nodes: int | None = None
     replicas: int | None = None
     etcd: str | None = None
+    old_master_key: Path | None = None
 
 
 @app.command("up")
@@ -67,6 +68,14 @@ def up(
         str | None,
         typer.Option("--etcd", metavar="HOST:PORT", help="Keep the metadata in this etcd, not in DIR/coordinator."),
     ] = None,
+    old_master_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--old-master-key",
+            metavar="FILE",
+            help="What DIR/master.key was before, until `holdfast keys rewrap` has run.",
+        ),
+    ] = None,
 ) -> None:
     """Run a whole cluster in the foreground; prints `ready coordinator=HOST:PORT` when it can be used.
 
@@ -74,7 +83,7 @@ def up(
     losing it loses the data. A storage node that dies is told and the others go on. Callers of the same user find
     their token by themselves; others need --token-file DIR/admin.token.
     """
-    settings = UpSettings(data=data, port=port, nodes=nodes, replicas=replicas, etcd=etcd)
+    settings = UpSettings(data, port, nodes, replicas, etcd, old_master_key)
     code = asyncio.run(run_up(settings, clock=SystemClock()))
     if code:
         raise typer.Exit(code)
@@ -245,6 +254,8 @@ class _Plan:
             arguments += ["--nodes", str(self.node_count)]
         if self.settings.etcd is not None:
             arguments += ["--etcd", self.settings.etcd]
+        if self.settings.old_master_key is not None:
+            arguments += ["--old-master-key", str(self.settings.old_master_key.absolute())]
         return await Child.start("coordinator", arguments, directory, within_s=_START_S)
 
     async def start_node(self, number: int, directory: UpDirectory, coordinator: str) -> Child:
