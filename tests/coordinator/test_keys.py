@@ -8,11 +8,11 @@ import pytest
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.keys.chain import RETIREMENT_MS
-from holdfast_coordinator.keys.signing import LIVING_KEYS_MAX, ROTATE_AUDIT_ACTION
+from holdfast_coordinator.keys.signing import LIVING_KEYS_MAX
 from holdfast_coordinator.keys.tenant_keys import Wanted
 from holdfast_coordinator.records import each, parse
 from holdfast_core.model.audit.heads import HeadVerifier
-from holdfast_core.model.audit.record import OK, REPEATED
+from holdfast_core.model.audit.record import OK, REPEATED, ROTATE_AUDIT_ACTION
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import CAPABILITY_TTL_S, CLOCK_TOLERANCE_S, SIGNING_KEY_SPREAD_S
 from holdfast_core.runtime.capability import CapabilityVerifier

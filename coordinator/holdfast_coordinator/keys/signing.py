@@ -20,6 +20,7 @@ from holdfast_coordinator.keys.chain import KeyChain, SigningKey, audit_purpose,
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.records import parse
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
+from holdfast_core.model.audit.record import ROTATE_AUDIT_ACTION
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.xaes import KEY_BYTES
 from holdfast_core.runtime.clock import Clock
@@ -34,8 +35,6 @@ from holdfast_core.runtime.metadata.store import (
     Put,
 )
 from holdfast_proto.v1.records_pb2 import WrappedSecret
-
-ROTATE_AUDIT_ACTION: Final = "keys.rotate-audit"
 
 # Nodes are told of all of them with every heartbeat.
 LIVING_KEYS_MAX: Final = 16
