@@ -50,7 +50,15 @@ class Layouts:
             return
         plan = await self._planned(state, ())
         own = replace(
-            entry, principal="coordinator", action="layout.form", resource="cluster", details={}, written=False
+            entry,
+            principal="coordinator",
+            tenant="",
+            action="layout.form",
+            resource="cluster",
+            # The heartbeat's own record may stand beside it; no two records share an id.
+            entry_id=f"{int(entry.entry_id, 16) ^ 1:016x}",
+            details={},
+            written=False,
         )
         await self._make_newest(state.layout_set, plan.layout, own)
         await self._view.fresh()
