@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import grpc.aio
 import jwt
 import pytest
 
@@ -20,6 +22,7 @@ from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
 from holdfast_core.runtime.rules import all_rules
+from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_proto.v1.records_pb2 import SessionRecord, VmRecord, VolumeSpec
@@ -354,6 +357,22 @@ async def test_what_nodes_hold_is_told_to_who_may_read_of_all_tenants(world: Wor
     assert (await world.agent.state("GetStats", stats)).cluster_used_bytes == 0
     grant = (await world.admin.begin()).grant
     assert [(node.used_bytes, node.up) for node in grant.nodes] == [(0, True)] * 3
+
+
+async def test_a_watch_ends_with_the_right_to_watch(world: World) -> None:
+    await world.admin.bind(("agent", "auditor", "*"))
+    watch = world.agent.watch()
+    await watch.read()
+    await world.admin.bind()
+    await world.admin.beat(4)
+
+    async def read_on() -> None:
+        while await watch.read():
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(read_on(), 20)
+    assert error_from_rpc(caught.value, peer="coordinator").code is ErrorCode.DENIED
 
 
 async def test_a_node_speaks_for_itself_alone(world: World) -> None:
