@@ -42,6 +42,18 @@ def test_a_data_key_survives_its_file_and_is_never_shown(root: bytes, epochs: di
     assert all(secret.hex() not in shown and repr(secret) not in shown for secret in (root, *epochs.values()))
 
 
+def test_the_form_of_the_file_is_what_it_was() -> None:
+    key = DataKey(bytes(range(32)), {2: bytes([2]) * 32, 1: bytes([1]) * 32})
+    text = (
+        '{\n  "format": "holdfast tenant data key 1",\n'
+        f'  "root": "{bytes(range(32)).hex()}",\n'
+        f'  "epochs": {{\n    "1": "{"01" * 32}",\n    "2": "{"02" * 32}"\n  }}\n}}\n'
+    )
+    assert format_data_key(key) == text
+    assert parse_data_key(json.dumps(json.loads(text)), "x") == key
+    assert key.fingerprint.hex() == "6bac85c81318cc9a"
+
+
 WHOLE = json.loads(format_data_key(new_data_key(random.Random(1).randbytes)))
 
 
