@@ -193,7 +193,8 @@ def test_threads_seal_until_processes_are_ready(
 async def test_sessions_at_once_share_the_processes(
     shared_cluster: MemoryCluster, tmp_path: Path, pools: list[SealingPool]
 ) -> None:
-    async with AsyncStateManager(shared_cluster.coordinator_address, sealing="processes", workers=2) as manager:
+    address, token = shared_cluster.coordinator_address, shared_cluster.token
+    async with AsyncStateManager(address, token=token, sealing="processes", workers=2) as manager:
         names = [f"at-once-{number}" for number in range(3)]
         for number, name in enumerate(names):
             await manager.register_vm(name, {"disk": disk(tmp_path / name, 7 if number < 2 else 9)})
