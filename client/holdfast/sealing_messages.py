@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from holdfast.spans import SPAN_BYTES, LeafEntries, SealedSpan
-from holdfast_core.model.block import SEALED_OVERHEAD_BYTES, Codec, Kind, _trusted
+from holdfast_core.model.block import SEALED_OVERHEAD_BYTES, Codec, Kind, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.lent import SealingKeys
 from holdfast_core.model.limits import BLOCK_ID_BYTES, KIB, TREE_FAN_OUT
@@ -161,13 +161,11 @@ def pack_error(error: HoldfastError) -> bytes:
 
 
 def unpack_answer(packet: bytes, arena: memoryview) -> SealedSpan:
-    """Return a span whose blocks are copied out of its slot of the arena.
-
-    The blocks are taken as sealed without being hashed again: the process that did it is this program, nobody else has
-    the arena, and a node hashes every block that it takes.
+    """Return a span whose blocks are copied out of its slot of the arena, and verified as every block is that crosses.
 
     Raises:
-        HoldfastError: what sealing the span raised in the process.
+        HoldfastError: what sealing the span raised in the process; CORRUPT if the arena holds another block than the
+            answer names.
     """
     done, body = marshal.loads(packet)
     if not done:
@@ -176,10 +174,7 @@ def unpack_answer(packet: bytes, arena: memoryview) -> SealedSpan:
     sums, (slots, fingerprints, block_ids, have_base, bases, new_ids, lengths, plain) = body
     count = len(new_ids) // BLOCK_ID_BYTES
     ends = list(accumulate(struct.unpack(f"<{count}I", lengths), initial=0))
-    blocks = [
-        _trusted(block_id, bytes(arena[at:end]))
-        for block_id, at, end in zip(_cut(new_ids), ends, ends[1:], strict=False)
-    ]
+    blocks = [verify(block_id, arena[at:end]) for block_id, at, end in zip(_cut(new_ids), ends, ends[1:], strict=False)]
     read_bytes, changed_bytes, changed_blocks, reused_bytes = sums
     return SealedSpan(
         slots=list(slots),

@@ -17,7 +17,15 @@ import pytest
 from holdfast import ErrorCode, RawFileSource
 from holdfast.descriptors import RawReader
 from holdfast.sealing import SealingPool
-from holdfast.sealing_messages import SLOT_BYTES, SLOTS, SpanRequest, pack_entries, unpack_entries
+from holdfast.sealing_messages import (
+    SLOT_BYTES,
+    SLOTS,
+    SpanRequest,
+    pack_entries,
+    pack_span,
+    unpack_answer,
+    unpack_entries,
+)
 from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, leaf_entries, seal_volume_span
 from holdfast_core.model.block import Codec, Kind
 from holdfast_core.model.keys import KeyRing, generate_secrets
@@ -151,6 +159,17 @@ def test_entries_of_damaged_blocks_do_not_travel() -> None:
     for damaged in (frozenset[bytes](), frozenset([ids[0]]), frozenset(ids[2:]), frozenset(ids)):
         assert unpack_entries(pack_entries(leaf, damaged)) == leaf_entries(leaf, damaged)
     assert unpack_entries(pack_entries(None, ())) == {}
+
+
+def test_bytes_that_are_not_the_block_are_no_block(disk: Path) -> None:
+    arena = memoryview(bytearray(SLOT_BYTES))
+    span = in_threads(RawFileSource(disk).shared(), span_request(0), FingerprintCache())
+    packet = pack_span(span, arena)
+    assert unpack_answer(packet, arena) == span
+    arena[len(span.new[0][0].data)] ^= 1
+    error = error_of(lambda: unpack_answer(packet, arena))
+    assert error.code is ErrorCode.CORRUPT
+    assert error.block_ids == (span.new[1][0].id,)
 
 
 def test_what_a_source_says_comes_through(pool: SealingPool, tmp_path: Path) -> None:
