@@ -80,6 +80,27 @@ class TestTls:
         error = await _refused(tls_etcd, tls=TlsFiles(ca=tls_etcd.tls_files.ca, cert=foreign.cert, key=foreign.key))
         assert error.code is ErrorCode.UNREACHABLE
 
+    async def test_files_that_are_replaced_count_from_the_next_call_on(
+        self, tls_etcd: EtcdCluster, prefix: str, tmp_path: Path
+    ) -> None:
+        good = tls_etcd.tls_files
+        assert good is not None
+        own = TlsFiles(ca=good.ca, cert=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+
+        def put(files: TlsFiles) -> None:
+            own.cert.write_bytes(files.cert.read_bytes())
+            own.key.write_bytes(files.key.read_bytes())
+
+        put(good)
+        async with opened_etcd(tls_etcd.endpoints, tls=own, call_timeout_s=1.5) as store:
+            assert await store.get(prefix + "k") is None
+            put(issue_tls(tmp_path / "foreign"))
+            with pytest.raises(HoldfastError) as caught:
+                await store.get(prefix + "k")
+            assert caught.value.code is ErrorCode.UNREACHABLE
+            put(good)
+            assert await store.get(prefix + "k") is None
+
     async def test_plain_text(self, tls_etcd: EtcdCluster) -> None:
         assert (await _refused(tls_etcd, tls=None)).code is ErrorCode.UNREACHABLE
 

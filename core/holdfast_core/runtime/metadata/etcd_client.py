@@ -25,7 +25,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.channels import open_channel
+from holdfast_core.runtime.channels import Channels
 from holdfast_core.runtime.metadata.store import OUTCOME_FACT, OUTCOME_UNAPPLIED, OUTCOME_UNKNOWN
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import RpcFailure, classify
@@ -171,7 +171,12 @@ def _serialize(message: Message) -> bytes:
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
     address: str
-    channel: grpc.aio.Channel
+    channels: Channels
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel to it, opened anew where the TLS files have changed."""
+        return self.channels.to(self.address)
 
 
 class EtcdClient:
@@ -189,11 +194,14 @@ class EtcdClient:
         """Open a channel to each endpoint (HOST:PORT); they connect when first used.
 
         Raises:
-            HoldfastError: INVALID_ARGUMENT for no or a malformed endpoint, or an unreadable TLS file.
+            HoldfastError: INVALID_ARGUMENT for no or a malformed endpoint, or TLS files that cannot be used.
         """
         if not endpoints:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "no etcd endpoint was given")
-        self._endpoints = [_Endpoint(address, open_channel(address, tls=tls)) for address in dict.fromkeys(endpoints)]
+        self._channels = Channels(tls)
+        self._endpoints = [_Endpoint(address, self._channels) for address in dict.fromkeys(endpoints)]
+        for endpoint in self._endpoints:
+            self._channels.to(endpoint.address)
         self._login = login
         self._call_timeout_s = call_timeout_s
         self._attempt_timeout_s = attempt_timeout_s
@@ -214,8 +222,7 @@ class EtcdClient:
         # Closing a channel does not reach a stream that some generator waits for.
         for stream in self._streams:
             stream.cancel()
-        for endpoint in self._endpoints:
-            await endpoint.channel.close()
+        await self._channels.close()
 
     async def pause(self, attempts: int) -> None:
         """Wait before the next try after `attempts` failed ones; ends early when the client is closed."""
@@ -299,6 +306,7 @@ class EtcdClient:
     async def _attempt(
         self, method: Method[_RequestT, _ResponseT], request: _RequestT, deadline_s: float, *, timeout_s: float
     ) -> _ResponseT:
+        await self._channels.tidy()
         endpoint = await self._connected(deadline_s)
         headers = await self._headers(deadline_s)
         token = self._token
