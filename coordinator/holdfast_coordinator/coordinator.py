@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -37,6 +38,7 @@ from holdfast_coordinator.state_service import StateService
 from holdfast_coordinator.tenant import Tenant, open_tenant
 from holdfast_coordinator.tenant_service import TenantService
 from holdfast_coordinator.tenants import Tenants
+from holdfast_coordinator.usage_count import count_usage
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
@@ -267,6 +269,7 @@ class Coordinator:
             clock=self._clock,
             random_bytes=self._random_bytes,
             metrics=metrics,
+            count_usage=partial(count_usage, self._store),
         )
 
     def _make_guard(self, parts: _Parts) -> Guard:

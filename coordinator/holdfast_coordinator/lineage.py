@@ -59,9 +59,9 @@ def choose_heir(point_id: str, points: Sequence[PointRecord]) -> PointRecord | N
         children.setdefault(point.parent_id, []).append(point)
     generation = children.pop(point_id, [])
     while generation:
-        for point in generation:
-            if not point.forgotten:
-                return point
+        alive = [point for point in generation if not point.forgotten]
+        if alive:
+            return min(alive, key=lambda point: point.number)
         # Taken out, so that records which name each other as parents end the search.
         generation = [child for point in generation for child in children.pop(point.point_id, [])]
     return None

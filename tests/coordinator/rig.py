@@ -38,6 +38,7 @@ from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus, TenantKeys
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
+from holdfast_proto.v1.tenants_pb2_grpc import TenantServiceStub
 
 MASTER_KEY = bytes(range(32))
 ADMIN_TOKEN = new_token(random.Random(3).randbytes)
@@ -80,6 +81,7 @@ class Client:
         self._access = AccessServiceStub(self._channel)
         self._state = StateServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
+        self._tenants = TenantServiceStub(self._channel)
 
     async def state(self, name: str, request: Any) -> Any:
         """Call a method of the state service."""
@@ -92,6 +94,10 @@ class Client:
     async def access(self, name: str, request: Any) -> Any:
         """Call a method of the access service."""
         return await self._call(getattr(self._access, name), request)
+
+    async def tenants(self, name: str, request: Any) -> Any:
+        """Call a method of the tenant service."""
+        return await self._call(getattr(self._tenants, name), request)
 
     def watch(self) -> Any:
         """Open WatchCluster."""
