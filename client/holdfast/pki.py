@@ -13,6 +13,7 @@ import enum
 import ipaddress
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -292,18 +293,20 @@ def _make_folder(folder: Path) -> None:
 
 def _write(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file under its name in one step; an older one stays until the new one is whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    mode = 0o600 if private else 0o644
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        # Mode 0600 from the start, and never a file that somebody laid ready.
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
             file.write(data)
+            os.fchmod(file.fileno(), 0o600 if private else 0o644)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        Path(aside).replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        Path(aside).unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,14 +184,12 @@ def write_token(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; an older file is still whole.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    # A file of our own making, mode 0600 from the start: never one that somebody laid ready for us to fill.
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            os.fchmod(file.fileno(), 0o600)
             file.write(f"{text}\n")
-        aside.replace(path)
+        Path(aside).replace(path)
     except OSError:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+        Path(aside).unlink(missing_ok=True)
         raise
