@@ -16,6 +16,7 @@ from holdfast.results import (
     LayoutPlan,
     LayoutState,
     NodeInfo,
+    NodeShare,
     ObjectInfo,
     PointInfo,
     Stats,
@@ -153,9 +154,10 @@ def object_info(record: records_pb2.ObjectRecord) -> ObjectInfo:
 def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:
     """Return sums."""
     optional = ("exclusive_bytes", "shared_bytes")
-    names = [name for name in Stats.__dataclass_fields__ if name not in ("transfer", *optional)]
+    names = [name for name in Stats.__dataclass_fields__ if name not in ("transfer", "shares", *optional)]
     return Stats(
         transfer=transfer_stats(answer.transfer),
+        shares=tuple(NodeShare(each.node_id, each.zone, each.blocks, each.bytes) for each in answer.shares),
         exclusive_bytes=answer.exclusive_bytes if answer.HasField("exclusive_bytes") else None,
         shared_bytes=answer.shared_bytes if answer.HasField("shared_bytes") else None,
         **{name: getattr(answer, name) for name in names},

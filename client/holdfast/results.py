@@ -145,6 +145,23 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeShare:
+    """How much of something one node keeps.
+
+    Attributes:
+        node_id: name of the node.
+        zone: its failure domain.
+        blocks: distinct blocks that the newest layout puts there.
+        bytes: their sealed bytes.
+    """
+
+    node_id: str
+    zone: str
+    blocks: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Sums over a VM's points, or over the tenant.
 
@@ -153,7 +170,10 @@ class Stats:
         stored_bytes: sealed bytes that the sessions added, one copy counted.
         exclusive_bytes: sealed bytes reachable from these points alone; None where too few nodes answer to tell.
         shared_bytes: sealed bytes reachable from these points and from others too; None as `exclusive_bytes`.
-        cluster_used_bytes: what the nodes' segments occupy, all copies, whole cluster.
+        cluster_used_bytes: what the nodes' segments occupy, all copies, whole cluster; 0 for who may not see the
+            whole cluster.
+        share_blocks: distinct blocks that the shares are of, one copy counted.
+        shares: how these spread over the nodes, by name; empty as `exclusive_bytes`.
     """
 
     vm_count: int
@@ -165,6 +185,8 @@ class Stats:
     shared_bytes: int | None
     cluster_used_bytes: int
     transfer: TransferStats
+    share_blocks: int = 0
+    shares: tuple[NodeShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Sums over a VM's points or over the tenant. `docs/adr/0043-exclusive-and-shared-bytes.md`.
 
-Most sums are of what the records say. What is exclusive to a VM and what it shares needs the trees and the sealed
-lengths, which only the nodes know; where they cannot be had, these two fields stay unset and the rest is answered.
+Most sums are of what the records say. What is exclusive to a VM, what it shares and how it spreads over the nodes needs
+the trees and the sealed lengths, which only the nodes know; where they cannot be had, these fields stay unset and the
+rest is answered.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from holdfast_coordinator.barrier import Walk
+from holdfast_coordinator.fragments import spread
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.points import Points
@@ -19,11 +21,12 @@ from holdfast_coordinator.view import ClusterView
 from holdfast_coordinator.vms import Vms
 from holdfast_core.model.block import Opener
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, TransferStats
-from holdfast_proto.v1.state_pb2 import GetStatsResponse
+from holdfast_proto.v1.state_pb2 import GetStatsResponse, NodeShare
 
 _SUMMED: Final = tuple(field.name for field in TransferStats.DESCRIPTOR.fields)
 # What may keep the trees from being walked; everything else is a fault and is not hidden.
@@ -88,7 +91,7 @@ class Stats:
         return response
 
     async def _add_reach(self, response: GetStatsResponse, mine: Iterable[Walk], others: Iterable[Walk]) -> None:
-        """Fill in what only `mine` reach and what they share with `others`, if the nodes let us know."""
+        """Fill in what only `mine` reach, what they share with `others`, and where it all is, if the nodes tell."""
         layouts = (await self._view.current_layouts()).layouts
         self._pool.update(self._view.state.nodes)
         collector = Collector(BlockReader(self._pool, lambda: layouts, self._grants.index_reader), self._opener)
@@ -103,6 +106,8 @@ class Stats:
                 raise
             return
         response.exclusive_bytes, response.shared_bytes = split_bytes(own, foreign, lengths)
+        if layouts:
+            _add_shares(response, own, lengths, layouts[0])
 
 
 def split_bytes(own: IdSample, foreign: IdSample, lengths: dict[bytes, int]) -> tuple[int, int]:
@@ -111,6 +116,16 @@ def split_bytes(own: IdSample, foreign: IdSample, lengths: dict[bytes, int]) -> 
     exclusive = sum(lengths.get(block_id, 0) for block_id in own.ids - foreign.ids)
     shared = sum(lengths.get(block_id, 0) for block_id in own.ids & foreign.ids)
     return exclusive * scale, shared * scale
+
+
+def _add_shares(response: GetStatsResponse, own: IdSample, lengths: dict[bytes, int], newest: Layout) -> None:
+    """Fill in how the ids spread over the nodes; a sample stands for as many as it was drawn from."""
+    scale = 1 << own.bits
+    response.share_blocks = len(own.ids) * scale
+    response.shares.extend(
+        NodeShare(node_id=share.node_id, zone=share.zone, blocks=share.blocks * scale, bytes=share.bytes * scale)
+        for share in spread(own.ids, lengths, newest)
+    )
 
 
 def _add(response: GetStatsResponse, points: Sequence[PointRecord], objects: Sequence[ObjectRecord]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from holdfast.cli.output import format_time, print_facts, print_json, print_line
 from holdfast_core.runtime.options import format_size
 
 if TYPE_CHECKING:
-    from holdfast.results import LayoutInfo, NodeInfo
+    from holdfast.results import LayoutInfo, NodeInfo, Stats
 
 app = typer.Typer()
 layout_app = typer.Typer(help="Show, plan and change which nodes own which blocks.")
@@ -97,6 +98,35 @@ def stats(
             "on all nodes": f"{format_size(found.cluster_used_bytes)} (all copies, whole cluster)",
         }
     )
+    _print_shares(found)
+
+
+def _print_shares(found: Stats) -> None:
+    """Print how it spreads over the nodes, and whether one of them has everything; nothing where that is not known."""
+    if not found.share_blocks:
+        return
+    rows = [
+        # Rounded down: 100% is said of a node that has everything, and of no other.
+        (
+            each.node_id,
+            each.zone,
+            str(each.blocks),
+            format_size(each.bytes),
+            f"{each.blocks * 100 // found.share_blocks}%",
+        )
+        for each in found.shares
+    ]
+    print_table(("NODE", "ZONE", "BLOCKS", "BYTES", "SHARE"), rows)
+    print_line(describe_shares(found.share_blocks, {each.node_id: each.blocks for each in found.shares}))
+
+
+def describe_shares(total: int, blocks: Mapping[str, int]) -> str:
+    """Say whether a node holds all of `total` blocks, from what each of them holds. Pure."""
+    whole = sorted(node_id for node_id, count in blocks.items() if count == total)
+    if not whole:
+        return "no node holds all of it"
+    why = "as many replicas as nodes" if len(whole) == len(blocks) else "too few blocks to spread further"
+    return f"{', '.join(whole)} {'holds' if len(whole) == 1 else 'hold'} all of it: {why}"
 
 
 def _size_if_known(size_bytes: int | None) -> str:
