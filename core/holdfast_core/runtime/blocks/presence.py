@@ -45,7 +45,8 @@ async def check_durable(
 
     Raises:
         HoldfastError: UNREACHABLE with the undecided ids if too few owners answered to tell; WRONG_EPOCH if a node
-            knows a newer layout; DENIED if the capability does not allow asking.
+            knows a newer layout; DENIED if the capability does not allow asking: if too few answered because all that
+            did not refused.
     """
     ids = tuple(dict.fromkeys(block_ids))
     if not ids or not layouts:
@@ -79,7 +80,7 @@ async def _ask(
         try:
             verdicts = await pool.has_blocks(node_id, b"".join(part), capability(), layout_epoch=epoch)
         except HoldfastError as error:
-            if error.code in (ErrorCode.WRONG_EPOCH, ErrorCode.DENIED):
+            if error.code is ErrorCode.WRONG_EPOCH:
                 raise
             silent[node_id] = error
             return
@@ -111,8 +112,9 @@ def _judge(
             thin.append(block_id)
     if open_ids and not missing:
         reason = next(iter(silent.values()))
+        refused = all(error.code is ErrorCode.DENIED for error in silent.values())
         raise HoldfastError(
-            ErrorCode.UNREACHABLE,
+            ErrorCode.DENIED if refused else ErrorCode.UNREACHABLE,
             f"too few owners answered to tell whether {len(open_ids)} blocks are durable: {reason.message}",
             facts={"silent": ",".join(sorted(silent))},
             block_ids=open_ids[:ERROR_BLOCK_IDS_MAX],

@@ -75,6 +75,7 @@ class _Trial:
     tried: set[str] = field(default_factory=set)
     corrupt: bool = False
     unreachable: bool = False
+    denied: HoldfastError | None = None
 
 
 class BlockReader:
@@ -136,7 +137,8 @@ class BlockReader:
             What could not be read; empty if all was.
 
         Raises:
-            HoldfastError: DENIED and other refusals that no other owner would answer differently.
+            HoldfastError: DENIED for what some owner refused and no other gave: one node alone, whose clock is off or
+                which is hostile, keeps nobody from reading. Other refusals that no owner would answer differently.
         """
         pending = list(dict.fromkeys(block_ids))
         layouts = tuple(self._layouts())
@@ -159,6 +161,9 @@ class BlockReader:
                 rest.extend(left)
                 reason = error or reason
             pending = rest
+        for trial in spent.values():
+            if trial.denied is not None:
+                raise trial.denied
         return _sort_out(spent, reason)
 
     def _assign(
@@ -221,6 +226,8 @@ class BlockReader:
             trial = trials.setdefault(block_id, _Trial())
             trial.tried.add(node_id)
             trial.unreachable = True
+            if error is not None and error.code is ErrorCode.DENIED:
+                trial.denied = error
             left.append(block_id)
         return left, error
 
@@ -244,10 +251,10 @@ class BlockReader:
                 bodies.append(view[at : at + length])
                 at += length
                 continue
-            if verdict == VERDICT_DENIED:
-                raise HoldfastError(ErrorCode.DENIED, "the capability does not cover blocks of this kind")
             trial = trials.setdefault(block_id, _Trial())
             trial.tried.add(node_id)
+            if verdict == VERDICT_DENIED:
+                trial.denied = HoldfastError(ErrorCode.DENIED, "the capability does not cover blocks of this kind")
             trial.corrupt = trial.corrupt or verdict == VERDICT_CORRUPT
             left.append(block_id)
         if got_ids:
@@ -262,7 +269,13 @@ class BlockReader:
 
 def _another_may_answer(error: HoldfastError) -> bool:
     """Return whether a node's refusal is its own trouble, so that another owner may still serve."""
-    return error.code in (ErrorCode.INTERNAL, ErrorCode.NOT_READY, ErrorCode.DISK_FULL, ErrorCode.NOT_FOUND)
+    return error.code in (
+        ErrorCode.INTERNAL,
+        ErrorCode.NOT_READY,
+        ErrorCode.DISK_FULL,
+        ErrorCode.NOT_FOUND,
+        ErrorCode.DENIED,
+    )
 
 
 def _sort_out(spent: dict[bytes, _Trial], reason: HoldfastError | None) -> Unreadable:
