@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from holdfast.cli import access, audit, cluster, objects, pki, points, services, tenants, up, vms
+from holdfast.cli import access, audit, cluster, keys, objects, pki, points, services, tenants, up, vms
 from holdfast.cli.connection import root_options
 from holdfast.cli.demo import command as demo
 from holdfast.cli.exits import DONE, FAILED, INTERRUPTED, USAGE, exit_code, say
@@ -35,6 +35,7 @@ app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(access.app, name="access")
 app.add_typer(audit.app, name="audit")
+app.add_typer(keys.app, name="keys")
 
 
 def _show_version(asked: bool) -> None:
