@@ -56,7 +56,10 @@ class Certificates:
 
 def _parse(pem: bytes) -> ClientCertificate:
     # Taken first and without parsing: what cannot be read can be revoked all the same.
-    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).digest()
+    try:
+        fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).digest()
+    except ValueError:
+        return ClientCertificate("", "it is no PEM", hashlib.sha256(pem).digest(), 0, 0)
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = _uris(certificate)

@@ -192,7 +192,7 @@ class CapabilityVerifier:
     def _claims(self, token: str) -> dict[str, Any]:
         if not token:
             raise _denied(f"the call carries no capability; send it as metadata {CAPABILITY_METADATA_KEY!r}")
-        if len(token) > _TOKEN_CHARS_MAX:
+        if len(token) > _TOKEN_CHARS_MAX or not token.isascii():
             raise _denied("the capability is malformed")
         try:
             header = jwt.get_unverified_header(token)
