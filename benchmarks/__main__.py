@@ -20,6 +20,7 @@ from benchmarks.contenders.restic import Restic, restic_version
 from benchmarks.goals import judge
 from benchmarks.image import MIB, ImageSet, load_or_build
 from benchmarks.machine import this_machine
+from benchmarks.security import costs, measure_security
 from benchmarks.stages import cpu_sum_s, measure_stages, scaled
 from holdfast_core.model.block import Codec
 
@@ -35,7 +36,8 @@ _CONTENDERS: Final[dict[str, Callable[[], Contender]]] = {
     "holdfast-3-zstd": lambda: Holdfast(nodes=3, codec="zstd"),
 }
 _USUAL: Final = ("restic", "borg-tuned", "borg", "holdfast-1", "holdfast-3")
-_PARTS: Final = ("compare", "codecs", "stages")
+_PARTS: Final = ("compare", "codecs", "stages", "security")
+_USUAL_PARTS: Final = ("compare", "codecs", "stages")
 _SAMPLE_EVERY: Final = 4
 
 
@@ -56,6 +58,8 @@ def main() -> None:
         result["stages"] = _stages(images, cache, Codec[arguments.stage_codec.upper()])
     if "compare" in arguments.only:
         result |= _compare(images, cache, _present(arguments.peers), arguments.runs)
+    if "security" in arguments.only:
+        result["security"] = _security(images, cache, arguments.runs)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
         _say(f"kept as {arguments.json}")
@@ -72,7 +76,10 @@ def _parse() -> argparse.Namespace:
         help=f"programs, separated by commas, out of {', '.join(_CONTENDERS)} (default {','.join(_USUAL)})",
     )
     parser.add_argument(
-        "--only", type=_list_of(_PARTS), default=_PARTS, help=f"parts, separated by commas, out of {', '.join(_PARTS)}"
+        "--only",
+        type=_list_of(_PARTS),
+        default=_USUAL_PARTS,
+        help=f"parts, separated by commas, out of {', '.join(_PARTS)} (default {','.join(_USUAL_PARTS)})",
     )
     parser.add_argument("--json", type=Path, default=Path(".bench/latest.json"), help="file for the figures")
     parser.add_argument("--cache", type=Path, default=Path(".bench"), help="folder for images and working files")
@@ -128,6 +135,13 @@ def _compare(images: ImageSet, cache: Path, make: Sequence[Callable[[], Contende
     _say(f"\nMedians of {runs} runs:\n\n{report.steps_table(turns)}\n\n{report.disk_line(turns)}\n")
     _say(report.goals_table(verdicts) + "\n")
     return {"turns": [asdict(turn) for turn in turns], "goals": [asdict(verdict) for verdict in verdicts]}
+
+
+def _security(images: ImageSet, cache: Path, runs: int) -> dict[str, Any]:
+    turns = measure_security(images, work=cache / "work", runs=runs, say=_say)
+    found = costs(turns)
+    _say(f"\nWhat security costs, medians of {runs} runs:\n\n{report.security_table(turns, found)}\n")
+    return {"turns": [asdict(turn) for turn in turns], "costs": [asdict(cost) for cost in found]}
 
 
 def _image_facts(images: ImageSet) -> dict[str, Any]:

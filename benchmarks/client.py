@@ -14,6 +14,7 @@ from pathlib import Path
 
 from holdfast import StateManager, VolumeSpec
 from holdfast.results import Codec
+from holdfast_core.runtime.options import TlsFiles
 
 VM = "bench"
 VOLUME = "disk"
@@ -23,6 +24,8 @@ _COPIES_TIMEOUT_S = 600.0
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(prog="benchmarks.client")
+    parser.add_argument("--tls", type=Path, metavar="FOLDER", help="where ca.pem, cert.pem and key.pem are")
+    parser.add_argument("--token-file", type=Path)
     parser.add_argument("coordinator")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("register")
@@ -35,7 +38,10 @@ def main() -> None:
     verb.add_argument("backup")
     verb.add_argument("target", type=Path)
     arguments = parser.parse_args()
-    with StateManager(arguments.coordinator, replica_wait_s=0.0) as manager:
+    tls = None
+    if arguments.tls is not None:
+        tls = TlsFiles(ca=arguments.tls / "ca.pem", cert=arguments.tls / "cert.pem", key=arguments.tls / "key.pem")
+    with StateManager(arguments.coordinator, tls=tls, token_file=arguments.token_file, replica_wait_s=0.0) as manager:
         if arguments.verb == "register":
             manager.register_vm(VM, {VOLUME: VolumeSpec(arguments.disk, codec=arguments.codec)})
         elif arguments.verb == "save":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.contenders.base import Contender, Saved
+from benchmarks.contenders.base import Contender, Saved, Saver
 from benchmarks.image import ImageSet
 from benchmarks.measure import durable_write_s, settle
 from benchmarks.results import FIRST, INCREMENTAL, RESTORE, SECOND_INCREMENTAL, StepFigures, Turn
@@ -51,17 +52,8 @@ def _take_turn(contender: Contender, images: ImageSet, work: Path, wanted: str) 
     disk, folder, target = work / "vm" / "disk.img", work / "contender", work / "restored"
     for made in (disk.parent, folder, target):
         made.mkdir(parents=True)
-    _insert(images.path(0), disk)
-    steps: dict[str, StepFigures] = {}
-    contender.open(folder, disk)
+    steps = save_days(contender, images, folder, disk, _SAVES)
     try:
-        for day, step in enumerate(_SAVES):
-            _insert(images.path(day), disk)
-            warm(disk)
-            settle()
-            saved = contender.save()
-            settle()
-            steps[step] = _figures(saved, contender.stored_bytes())
         saved, image = contender.restore(target)
         steps[RESTORE] = _figures(saved, 0)
         if digest(image) != wanted:
@@ -74,6 +66,30 @@ def _take_turn(contender: Contender, images: ImageSet, work: Path, wanted: str) 
     shutil.rmtree(work)
     settle()
     return Turn(contender.name, contender.copies, steps, durable_bytes=plain_bytes, durable_s=plain_s)
+
+
+def save_days(
+    contender: Saver, images: ImageSet, folder: Path, disk: Path, steps: Sequence[str]
+) -> dict[str, StepFigures]:
+    """Open a contender in `folder` and save the image's first days as they come, one for each step; it stays open.
+
+    Raises:
+        benchmarks.measure.CommandFailed: the contender failed, and is closed.
+    """
+    _insert(images.path(0), disk)
+    figures: dict[str, StepFigures] = {}
+    contender.open(folder, disk)
+    with ExitStack() as failing:
+        failing.callback(contender.close)
+        for day, step in enumerate(steps):
+            _insert(images.path(day), disk)
+            warm(disk)
+            settle()
+            saved = contender.save()
+            settle()
+            figures[step] = _figures(saved, contender.stored_bytes())
+        failing.pop_all()
+    return figures
 
 
 def _insert(image: Path, disk: Path) -> None:

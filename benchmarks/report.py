@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.codec import CodecFigures
+from benchmarks.contenders.secured import SETTINGS
 from benchmarks.goals import BORG, BORG_TUNED, RESTIC, Verdict
 from benchmarks.image import ImageSet
 from benchmarks.results import STEPS, Turn, contenders, median_durable_mb_s, median_step
+from benchmarks.security import LOSS_MAX, SECURITY_STEPS, Cost, SecurityTurn, median_setting
 from benchmarks.stages import StageFigures
 
 _REFERENCES = (RESTIC, BORG_TUNED, BORG)
@@ -75,6 +77,34 @@ def goals_table(verdicts: Iterable[Verdict]) -> str:
         for verdict in verdicts
     ]
     return _table(["", "goal", "reached", "arithmetic"], rows)
+
+
+def security_table(turns: Sequence[SecurityTurn], found: Sequence[Cost]) -> str:
+    """Medians of both steps by setting, and what is left of the throughput without security."""
+    by_place = {(cost.step, cost.setting): cost for cost in found}
+    rows = []
+    for step in SECURITY_STEPS:
+        for setting in SETTINGS:
+            figures = median_setting(turns, setting, step)
+            cost = by_place.get((step, setting))
+            verdict = "" if cost is None else f"met: {1 - cost.throughput:.1%} lost"
+            if cost is not None and not cost.met:
+                verdict = f"SHORT: {1 - cost.throughput:.1%} lost"
+            rows.append(
+                [
+                    step,
+                    setting,
+                    f"{figures.done_s:.2f}",
+                    f"{figures.replicated_s:.2f}",
+                    f"{figures.client_cpu_s:.2f}",
+                    f"{figures.server_cpu_s:.2f}",
+                    "1.00" if cost is None else f"{cost.throughput:.2f}",
+                    "1.00" if cost is None else f"{cost.cpu:.2f}",
+                    verdict,
+                ]
+            )
+    head = ["step", "security", "s", "all copies s", "client CPU s", "server CPU s", "throughput", "CPU"]
+    return _table([*head, f"less than {LOSS_MAX:.0%} lost"], rows)
 
 
 def codec_table(figures: Iterable[CodecFigures]) -> str:

@@ -70,6 +70,17 @@ def median_step(turns: Sequence[Turn], contender: str, step: str) -> StepFigures
     found = [turn.steps[step] for turn in turns if turn.contender == contender and step in turn.steps]
     if not found:
         return None
+    return median_of(found)
+
+
+def median_of(found: Sequence[StepFigures]) -> StepFigures:
+    """The median of every figure of a step, each figure on its own; peaks are the highest of all.
+
+    Raises:
+        ValueError: there is nothing to take it of.
+    """
+    if not found:
+        raise ValueError("there is no median of nothing")
     names = set.intersection(*(set(figures.facts) for figures in found))
     return StepFigures(
         done_s=statistics.median(figures.done_s for figures in found),

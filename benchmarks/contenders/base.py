@@ -29,11 +29,8 @@ class Saved:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-class Contender(Protocol):
-    """A fresh repository in a folder of its own; used for one run and closed."""
-
-    name: str
-    copies: int
+class Saver(Protocol):
+    """A fresh repository in a folder of its own that points are saved into; used for one run and closed."""
 
     def open(self, folder: Path, disk: Path) -> None:
         """Make the repository below `folder`, for the disk image at `disk` (whose content changes from day to day)."""
@@ -41,11 +38,18 @@ class Contender(Protocol):
     def save(self) -> Saved:
         """Save the disk image as it is now; the second and later calls are incremental where that is a difference."""
 
-    def restore(self, folder: Path) -> tuple[Saved, Path]:
-        """Restore the newest point into an empty folder and return the image there."""
-
     def stored_bytes(self) -> int:
         """Bytes that the repository occupies on the disk now, all copies."""
 
     def close(self) -> None:
         """Stop what runs; the caller removes the folder."""
+
+
+class Contender(Saver, Protocol):
+    """One of the programs that are compared."""
+
+    name: str
+    copies: int
+
+    def restore(self, folder: Path) -> tuple[Saved, Path]:
+        """Restore the newest point into an empty folder and return the image there."""
