@@ -83,7 +83,8 @@ def test_tenants_are_made_bounded_and_listed(command: Command, tmp_path: Path) -
     assert stored in command("--tenant", "acme", "app", "list", "task")
     assert stored not in command("app", "list", "task")
     assert command("app", "get", stored, "-o", str(tmp_path / "out"), code=3)
-    assert command("--tenant", "acme", "app", "get", stored, "-o", str(tmp_path / "out"))
+    command("--tenant", "acme", "app", "get", stored, "-o", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == data.read_bytes()
 
 
 @pytest.mark.parametrize(
