@@ -264,7 +264,7 @@ class Uploader:
                 )
                 break
             except HoldfastError as error:
-                if error.code in (ErrorCode.WRONG_EPOCH, ErrorCode.DENIED):
+                if error.code is ErrorCode.WRONG_EPOCH:
                     raise
                 if error.code is not ErrorCode.NOT_READY or attempt + 1 == _ASKINGS_MAX:
                     self._sender(node).fail(error)

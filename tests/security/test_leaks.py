@@ -28,9 +28,10 @@ def test_the_search_sees_what_is_there(busy: Run) -> None:
     assert min(sizes.values()) > 20 * 64 * 1024
     metadata = b"".join(data for path, data in busy.files.items() if "metadata.sqlite" in path)
     assert VM.encode() in metadata
-    logs = {path.rpartition("/")[2]: log_lines(data) for path, data in busy.files.items() if "/logs/" in path}
-    assert {line["level"] for line in logs["coordinator.log"]} >= {"debug", "info"}
-    assert all(logs[f"{name}.log"] for name in NODES)
+    names = ("coordinator", *NODES)
+    logs = {name: log_lines(busy.files[str(busy.folder / "logs" / f"{name}.log")]) for name in names}
+    assert {line["level"] for line in logs["coordinator"]} >= {"debug", "info"}
+    assert all(logs.values())
     assert any(path.endswith("sdk.log") and data for path, data in busy.files.items())
 
     secret = os.urandom(32)
