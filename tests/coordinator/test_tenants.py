@@ -179,6 +179,17 @@ async def test_a_making_that_is_interrupted_anywhere_makes_one_tenant(store: Sql
             assert len(made_it) == (name != "default")
 
 
+async def test_many_tenants_are_listed_each_with_its_own_usage(store: SqliteStore) -> None:
+    async with coordinator(store) as client:
+        for number in range(100):
+            made = await create(client, f"t{number:03d}")
+            usage = Usage(vms=made.tenant)
+            await store.txn([], [Put(keyspace.TenantKeyspace(made.tenant).usage, usage.SerializeToString())])
+        entries = await listed(client)
+        assert len(entries) == 101
+        assert all(entry.usage.vms == entry.tenant.tenant for name, entry in entries.items() if name != "default")
+
+
 async def test_the_number_of_tenants_is_bounded(store: SqliteStore) -> None:
     async with coordinator(store) as client:
         await store.txn([], [Put(keyspace.TENANT_NUMBERS, str(TENANTS_MAX - 1).encode())])

@@ -86,18 +86,18 @@ def stats(
     if connection.json:
         print_json(found)
         return
-    print_facts(
-        {
-            "VMs": str(found.vm_count),
-            "points": str(found.point_count),
-            "objects": str(found.object_count),
-            "logical": f"{format_size(found.logical_bytes)} (each point and object as if kept whole)",
-            "stored": f"{format_size(found.stored_bytes)} (one copy, as added)",
-            "exclusive": f"{_size_if_known(found.exclusive_bytes)} (used by these alone)",
-            "shared": f"{_size_if_known(found.shared_bytes)} (used by others too)",
-            "on all nodes": f"{format_size(found.cluster_used_bytes)} (all copies, whole cluster)",
-        }
-    )
+    facts = {
+        "VMs": str(found.vm_count),
+        "points": str(found.point_count),
+        "objects": str(found.object_count),
+        "logical": f"{format_size(found.logical_bytes)} (each point and object as if kept whole)",
+        "stored": f"{format_size(found.stored_bytes)} (one copy, as added)",
+        "exclusive": f"{_size_if_known(found.exclusive_bytes)} (used by these alone)",
+        "shared": f"{_size_if_known(found.shared_bytes)} (used by others too)",
+    }
+    if found.cluster_used_bytes:  # not told to who may not see the whole cluster
+        facts["on all nodes"] = f"{format_size(found.cluster_used_bytes)} (all copies, whole cluster)"
+    print_facts(facts)
     _print_shares(found)
 
 
