@@ -29,8 +29,18 @@ from holdfast_core.runtime.metadata.store import Absent, MetadataStore, Put
 from holdfast_proto.v1 import state_pb2, tenants_pb2
 from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, VmRecord, VolumeRecord
 from holdfast_proto.v1.tenants_pb2 import Quota, Usage
+from tests.coordinator.content import cluster, put, random_blocks, seal_volume
 from tests.coordinator.ledgers import SIGNER, make_entry
-from tests.coordinator.rig import Client, coordinator, empty_object_commit, refused, zero_commit
+from tests.coordinator.rig import (
+    BLOCK_BYTES,
+    Client,
+    coordinator,
+    empty_object_commit,
+    point_commit,
+    refused,
+    ring_of,
+    zero_commit,
+)
 
 SPACE = TenantKeyspace(1)
 NO_BOUND = Quota()
@@ -157,6 +167,28 @@ async def test_commits_at_once_never_pass_the_bound(store: SqliteStore) -> None:
         assert await asyncio.gather(*(commit(*each) for each in begun)) == done
         assert await usage_of(one) == Usage(objects=5)
         await refused(ErrorCode.QUOTA_EXCEEDED, begin_object(one, 99))
+
+
+async def test_a_point_that_is_refused_can_be_committed_once_there_is_room(store: SqliteStore) -> None:
+    async with cluster(store) as running:
+        client = running.client
+        await set_quota(client, bytes=10 * BLOCK_BYTES)
+        begun = await client.begin()
+        volume, sealed = seal_volume(ring_of(begun.grant.keys), random_blocks(1, range(11)), total=20)
+        await put(begun.grant, sealed.everything)
+        commit = point_commit(begun, [volume])
+        error = await refused(ErrorCode.QUOTA_EXCEEDED, client.commit(commit))
+        assert error.facts["more"] == str(11 * BLOCK_BYTES)
+        assert await client.points() == []
+        assert await usage_of(client) == Usage(vms=1)
+        await set_quota(client, bytes=11 * BLOCK_BYTES)
+        point = await client.commit(commit)
+        assert await usage_of(client) == Usage(vms=1, bytes=11 * BLOCK_BYTES)
+        # All is used up: not even the next session begins.
+        await refused(ErrorCode.QUOTA_EXCEEDED, client.begin(incremental=True, snapshot_id=point.point_id))
+        await client.state("ForgetPoint", state_pb2.ForgetPointRequest(point_id=point.point_id))
+        assert await usage_of(client) == Usage(vms=1)
+        await client.begin()
 
 
 async def test_a_lowered_quota_refuses_more_and_removes_nothing(store: SqliteStore) -> None:
