@@ -66,7 +66,7 @@ class Rig:
         return status.vm_count, points, status.object_count, status.session_count, files, self.target.exists()
 
 
-class _Shown(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc's own class has no types
+class _Shown(grpc.UnaryUnaryClientInterceptor):
     """Shows a token with each call."""
 
     def __init__(self, token: str) -> None:
@@ -76,7 +76,7 @@ class _Shown(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # grpc's 
         return continuation(_Details(client_call_details, self._metadata), request)
 
 
-class _Details(grpc.ClientCallDetails):  # type: ignore[misc]  # grpc's own class has no types
+class _Details(grpc.ClientCallDetails):
     """A call's details with other metadata."""
 
     def __init__(self, details: Any, metadata: tuple[tuple[str, str], ...]) -> None:

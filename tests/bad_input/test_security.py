@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,13 @@ async def revoked_token(rig: Rig) -> str:
 
 @pytest.mark.parametrize("kind", ["absent", "unknown", "revoked", "half of one"])
 def test_a_token_that_is_no_good(rig: Rig, kind: str) -> None:
-    token = {
+    tokens: dict[str, Callable[[], str | None]] = {
         "absent": lambda: None,
         "unknown": lambda: new_token(os.urandom),
         "revoked": lambda: asyncio.run(revoked_token(rig)),
         "half of one": lambda: rig.cluster.token[:-1] + ("A" if rig.cluster.token[-1] != "A" else "Q"),
-    }[kind]()
+    }
+    token = tokens[kind]()
     before = rig.seen()
     with StateManager(rig.cluster.coordinator_address, token=token, restore_dir=rig.folder) as manager:
         for call in (

@@ -60,6 +60,9 @@ def test_the_table_has_a_verdict_for_each_cost() -> None:
     rows = [row for row in security_table(TURNS, costs(TURNS)).splitlines() if row.startswith("| first")]
     assert ["met: 4.8% lost" in row for row in rows] == [False, True, False]
     assert ["SHORT: 20.0% lost" in row for row in rows] == [False, False, True]
+    assert ["9.00 to 30.00" in row for row in rows] == [True, False, False]
+    faster = [turn("off", 10.0), turn("on", 9.0), turn("tls", 10.0)]
+    assert security_table(faster, costs(faster)).count("met: nothing lost") == 4
 
 
 def test_there_is_no_median_of_nothing() -> None:

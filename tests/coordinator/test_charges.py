@@ -54,7 +54,7 @@ async def test_a_point_is_charged_with_the_blocks_that_it_newly_names(running: C
     client = running.client
     slots = random_blocks(1, range(100))
     snapshot = await save(client, slots)
-    lineage = {"incremental": True, "snapshot_id": snapshot.point_id}
+    lineage: dict[str, Any] = {"incremental": True, "snapshot_id": snapshot.point_id}
     unchanged = await save(client, slots, **lineage)
     changed = await save(client, slots | random_blocks(2, range(95, 110)), **lineage)
     # Damage anywhere makes a commit vouch for everything anew; it is not charged for everything anew.
@@ -93,7 +93,7 @@ async def test_what_is_forgotten_is_given_back_once(running: Cluster) -> None:
     assert await usage(running) == Usage(bytes=700, objects=1, vms=1)
     slots = random_blocks(1, range(10))
     snapshot = await save(client, slots)
-    lineage = {"incremental": True, "snapshot_id": snapshot.point_id}
+    lineage: dict[str, Any] = {"incremental": True, "snapshot_id": snapshot.point_id}
     middle = await save(client, slots | random_blocks(2, range(10, 14)), **lineage)
     newest = await save(client, slots | random_blocks(2, range(10, 12)), total=12, **lineage)
 

@@ -83,7 +83,8 @@ async def set_quota(client: Client, **bounds: int) -> None:
 async def usage_of(client: Client) -> Usage:
     """What the tenant `default` has, as an operator sees it."""
     listed = await client.tenants("ListTenants", tenants_pb2.ListTenantsRequest())
-    return next(entry.usage for entry in listed.tenants if entry.tenant.name == "default")
+    usage: Usage = next(entry.usage for entry in listed.tenants if entry.tenant.name == "default")
+    return usage
 
 
 async def begin_object(client: Client, number: int) -> state_pb2.BeginObjectResponse:

@@ -179,7 +179,7 @@ def test_a_capability_that_a_node_saw_gives_sealed_blocks_and_deletes_nothing(sh
             answers = [answer async for answer in pool.get_blocks("node-2", ids, grant.capability)]
             assert {verdict for answer in answers for verdict in answer.verdicts} == {VERDICT_OK}
             content = vm.path().read_bytes()
-            assert not any(content[:64] in answer.blocks for answer in answers)
+            assert not any(content[:64] in bytes(answer.blocks) for answer in answers)
             stub = BlockServiceStub(pool.channel("node-2"))
             await denied(stub.DeleteBlocks(DeleteBlocksRequest(block_ids=ids[0]), metadata=metadata))
             await denied(stub.ScanBlocks(ScanBlocksRequest(), metadata=metadata).read())
