@@ -75,7 +75,8 @@ async def put_to_owners(grant: Grant, blocks: Sequence[SealedBlock]) -> None:
 
 def held(node: EmbeddedStorageNode) -> dict[bytes, int]:
     """Ids and lengths of all that a node holds of the tenant, behind the service's back."""
-    assert node._memory is not None and node._memory._store is not None
+    assert node._memory is not None
+    assert node._memory._store is not None
     entries = node._memory._store.scan(1, partition=None, after=b"", limit=1_000_000)
     return {entry.block_id: entry.length for entry in entries}
 

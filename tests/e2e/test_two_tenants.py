@@ -261,7 +261,8 @@ def ids_of(world: World, tenant: int) -> set[bytes]:
     """Ids of all blocks of a tenant on any node, behind the services' backs."""
     found: set[bytes] = set()
     for node in world.cluster.nodes.values():
-        assert node._memory is not None and node._memory._store is not None
+        assert node._memory is not None
+        assert node._memory._store is not None
         entries = node._memory._store.scan(tenant, partition=None, after=b"", limit=1_000_000)
         found.update(entry.block_id for entry in entries)
     return found
