@@ -87,24 +87,28 @@ def security_table(turns: Sequence[SecurityTurn], found: Sequence[Cost]) -> str:
         for setting in SETTINGS:
             figures = median_setting(turns, setting, step)
             cost = by_place.get((step, setting))
-            verdict = "" if cost is None else f"met: {1 - cost.throughput:.1%} lost"
-            if cost is not None and not cost.met:
-                verdict = f"SHORT: {1 - cost.throughput:.1%} lost"
+            seconds = sorted(turn.steps[step].done_s for turn in turns if turn.setting == setting)
             rows.append(
                 [
                     step,
                     setting,
                     f"{figures.done_s:.2f}",
+                    f"{seconds[0]:.2f} to {seconds[-1]:.2f}",
                     f"{figures.replicated_s:.2f}",
                     f"{figures.client_cpu_s:.2f}",
                     f"{figures.server_cpu_s:.2f}",
                     "1.00" if cost is None else f"{cost.throughput:.2f}",
                     "1.00" if cost is None else f"{cost.cpu:.2f}",
-                    verdict,
+                    "" if cost is None else _verdict(cost),
                 ]
             )
-    head = ["step", "security", "s", "all copies s", "client CPU s", "server CPU s", "throughput", "CPU"]
+    head = ["step", "security", "s", "turns", "all copies s", "client CPU s", "server CPU s", "throughput", "CPU"]
     return _table([*head, f"less than {LOSS_MAX:.0%} lost"], rows)
+
+
+def _verdict(cost: Cost) -> str:
+    lost = 1.0 - cost.throughput
+    return f"{'met' if cost.met else 'SHORT'}: " + (f"{lost:.1%} lost" if lost > 0 else "nothing lost")
 
 
 def codec_table(figures: Iterable[CodecFigures]) -> str:
