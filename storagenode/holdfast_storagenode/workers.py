@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -35,33 +34,9 @@ class Workers:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """As `run` for a function that returns a future; wait for that without holding a thread.
-
-        The event loop is woken once, when the end of both is known: waking it costs more than what it would do.
-        """
-        settled: Future[Result] = Future()
-        # Who waits may be cancelled, and the threads still have somewhere to put the result.
-        settled.set_running_or_notify_cancel()
-        self._executor.submit(function, *args, **kwargs).add_done_callback(partial(_follow, settled))
-        return await asyncio.wrap_future(settled)
+        """As `run` for a function that returns a future; wait for that without holding a thread."""
+        return await asyncio.wrap_future(await self.run(function, *args, **kwargs))
 
     def close(self) -> None:
         """Wait for what runs and end the threads."""
         self._executor.shutdown(wait=True)
-
-
-def _follow(settled: Future[Result], started: Future[Future[Result]]) -> None:
-    """Settle `settled` as what `started` returned will be settled, or with the error that it met instead."""
-    error = started.exception()
-    if error is None:
-        started.result().add_done_callback(partial(_settle, settled))
-    else:
-        settled.set_exception(error)
-
-
-def _settle(settled: Future[Result], done: Future[Result]) -> None:
-    error = done.exception()
-    if error is None:
-        settled.set_result(done.result())
-    else:
-        settled.set_exception(error)
