@@ -24,13 +24,15 @@ from holdfast.sources import SharedSource, VolumeSource, open_source
 from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, spans_of_leaf
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind, Sealer
-from holdfast_core.model.limits import GIB, TREE_FAN_OUT
+from holdfast_core.model.limits import GIB, MIB, TREE_FAN_OUT
 from holdfast_core.model.tree import VolumeLeaf, VolumeTreeBuilder
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_proto.v1.records_pb2 import PointRecord, VmRecord, VolumeRecord, VolumeSpec
 
 _SCAN_BYTES: Final = GIB
-_OFFERS_MAX: Final = 4
+_OFFERS_MAX: Final = 2
+# Each offer is a question to every owner, which costs a node 2 ms whatever is asked: few large ones.
+_OFFER_BYTES: Final = 5 * MIB
 
 
 @dataclass(slots=True)
@@ -141,6 +143,8 @@ class PointReader:
         self._progress = progress
         self._damaged_index = damaged_index
         self._done_bytes = 0
+        self._gathered: list[Outgoing] = []
+        self._gathered_bytes = 0
         self._total_bytes = 0
 
     async def read(self, sources: PointSources) -> list[VolumeRecord]:
@@ -214,7 +218,8 @@ class PointReader:
                 while pending:
                     blocks += await self._take(pending.popleft(), builder, group, offers)
                 root = builder.finish()
-                await self._offer(self._sink.take(), group, offers)
+                self._gathered += self._sink.take()
+                await self._offer(group, offers)
             consistency = source.finish()
         finally:
             await _abandon(pending)
@@ -262,13 +267,17 @@ class PointReader:
                 builder.reuse_leaf(leaf.index, leaf.parent_id)
             else:
                 builder.add_leaf(leaf.index, made)
-        outgoing = [Outgoing(block, plain_bytes) for block, plain_bytes in span.new]
-        await self._offer(outgoing + self._sink.take(), group, offers)
+        self._gathered += [Outgoing(block, plain_bytes) for block, plain_bytes in span.new]
+        self._gathered += self._sink.take()
+        self._gathered_bytes += sum([len(block.data) for block, _ in span.new])
+        if self._gathered_bytes >= _OFFER_BYTES:
+            await self._offer(group, offers)
         self._tell(item.end_offset)
         return len(span.slots)
 
-    async def _offer(self, outgoing: list[Outgoing], group: asyncio.TaskGroup, offers: asyncio.Semaphore) -> None:
-        """Offer blocks beside the reading, a few spans at once."""
+    async def _offer(self, group: asyncio.TaskGroup, offers: asyncio.Semaphore) -> None:
+        """Offer what has been gathered, beside the reading."""
+        outgoing, self._gathered, self._gathered_bytes = self._gathered, [], 0
         if not outgoing:
             return
         await offers.acquire()
