@@ -19,7 +19,7 @@ from holdfast_coordinator.access.identity import StaticToken, admin_token, node_
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.keys.master import MasterKeys
-from holdfast_coordinator.master_key import open_master_keys
+from holdfast_coordinator.master_key import make_directory, open_master_keys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
@@ -125,7 +125,7 @@ async def _open_store(data: Path | None, etcd: Etcd | None) -> AsyncIterator[Met
     if etcd is not None:
         store = await EtcdStore.open(etcd.endpoints, tls=etcd.tls, user=etcd.user, password=etcd.password)
     elif data is not None:
-        _make_directory(data)
+        make_directory(data)
         store = await SqliteStore.open(data / METADATA_FILE, SystemClock())
     else:
         raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "say where the metadata is: --data DIR, or --etcd HOST:PORT")
@@ -153,12 +153,3 @@ async def _serve(data: Path | None, etcd: Etcd | None, master: MasterKeys, setti
 async def _raise_failure(coordinator: Coordinator) -> None:
     """Raise what ends the background work: a coordinator that no longer follows the store must not go on serving."""
     raise await coordinator.failed()
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HoldfastError(
-            ErrorCode.INVALID_ARGUMENT, f"the directory {path} cannot be made: {error.strerror}"
-        ) from error

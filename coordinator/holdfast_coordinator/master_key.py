@@ -50,7 +50,7 @@ def open_master_keys(
         # A new key would fit nothing that metadata which exists already holds.
         if not create or has_metadata:
             return FileMasterKey(read_master_key(path), random_bytes)
-        _make_directory(path.parent)
+        make_directory(path.parent)
         return FileMasterKey(create_master_key(path, random_bytes=random_bytes), random_bytes)
 
     primary = opened(named or str((data or Path()) / MASTER_KEY_FILE), create=create)
@@ -64,7 +64,12 @@ def _vault_key(text: str, environment: Mapping[str, str]) -> VaultMasterKey:
     return VaultMasterKey(parse_vault_key(text), token, ca_file=Path(ca_file) if ca_file else None)
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, where they are missing.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT if it cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
