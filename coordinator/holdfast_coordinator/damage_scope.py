@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from holdfast_coordinator.barrier import NODES_PER_READ, Walk
-from holdfast_core.model.block import Opener, SealedBlock, verify
+from holdfast_core.model.block import Opener, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.pool import NodePool
@@ -47,7 +47,7 @@ class DamageScope:
                 if not wanted:
                     break
                 met.update(sought.intersection(wanted))
-                blocks = await _readable(reader, wanted)
+                blocks, _ = await reader.fetch_readable(wanted)
                 unreadable.update(block_id for block_id in wanted if block_id not in blocks)
                 unreadable.update(await asyncio.to_thread(self._feed, walk, blocks))
                 for ids in walk.take():
@@ -65,20 +65,3 @@ class DamageScope:
                     raise
                 malformed.append(block_id)
         return malformed
-
-
-async def _readable(reader: BlockReader, block_ids: Sequence[bytes]) -> dict[bytes, SealedBlock]:
-    """Return those of the blocks that some owner gives whole."""
-    found: dict[bytes, SealedBlock] = {}
-
-    def keep(ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
-        refused = []
-        for block_id, body in zip(ids, bodies, strict=True):
-            try:
-                found[block_id] = verify(block_id, bytes(body))
-            except HoldfastError:
-                refused.append(block_id)
-        return refused
-
-    await reader.fetch_into(block_ids, keep)
-    return found

@@ -110,6 +110,13 @@ class BlockReader:
             HoldfastError: CORRUPT, MISSING or UNREACHABLE with the ids in `block_ids`; DENIED if the capability
                 does not allow reading them.
         """
+        found, unreadable = await self.fetch_readable(block_ids)
+        if unreadable:
+            raise unreadable.error(what)
+        return found
+
+    async def fetch_readable(self, block_ids: Iterable[bytes]) -> tuple[dict[bytes, SealedBlock], Unreadable]:
+        """As `fetch`, but return also what no owner gave, in place of raising for it."""
         found: dict[bytes, SealedBlock] = {}
 
         def keep(ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
@@ -121,10 +128,7 @@ class BlockReader:
                     refused.append(block_id)
             return refused
 
-        unreadable = await self.fetch_into(block_ids, keep)
-        if unreadable:
-            raise unreadable.error(what)
-        return found
+        return found, await self.fetch_into(block_ids, keep)
 
     async def fetch_into(
         self, block_ids: Iterable[bytes], consumer: Consumer, *, block_bytes: int = 64 * 1024
