@@ -82,6 +82,58 @@ CODEC_CHOICE_ZSTD: CodecChoice.ValueType  # 3
 """Zstandard level 1."""
 Global___CodecChoice: _TypeAlias = CodecChoice  # noqa: Y015
 
+class _Reading:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reading.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    READING_UNSPECIFIED: _Reading.ValueType  # 0
+    """Not known: made before this was recorded."""
+    READING_WHOLE: _Reading.ValueType  # 1
+    """All that is allocated, with nothing to compare with."""
+    READING_COMPARED: _Reading.ValueType  # 2
+    """All that is allocated, compared with the parent."""
+    READING_CHANGED: _Reading.ValueType  # 3
+    """What a change tracker named."""
+    READING_DISTRUSTED: _Reading.ValueType  # 4
+    """As READING_COMPARED, because a sample contradicted the change tracker."""
+
+class Reading(_Reading, metaclass=_ReadingEnumTypeWrapper):
+    """How a volume was read."""
+
+READING_UNSPECIFIED: Reading.ValueType  # 0
+"""Not known: made before this was recorded."""
+READING_WHOLE: Reading.ValueType  # 1
+"""All that is allocated, with nothing to compare with."""
+READING_COMPARED: Reading.ValueType  # 2
+"""All that is allocated, compared with the parent."""
+READING_CHANGED: Reading.ValueType  # 3
+"""What a change tracker named."""
+READING_DISTRUSTED: Reading.ValueType  # 4
+"""As READING_COMPARED, because a sample contradicted the change tracker."""
+Global___Reading: _TypeAlias = Reading  # noqa: Y015
+
+class _ObjectForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ObjectFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ObjectForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OBJECT_FORM_UNSPECIFIED: _ObjectForm.ValueType  # 0
+    """Whatever the caller gave."""
+    OBJECT_FORM_FILES: _ObjectForm.ValueType  # 1
+    """A set of files (docs/formats.md)."""
+
+class ObjectForm(_ObjectForm, metaclass=_ObjectFormEnumTypeWrapper):
+    """What the bytes of a stored object are."""
+
+OBJECT_FORM_UNSPECIFIED: ObjectForm.ValueType  # 0
+"""Whatever the caller gave."""
+OBJECT_FORM_FILES: ObjectForm.ValueType  # 1
+"""A set of files (docs/formats.md)."""
+Global___ObjectForm: _TypeAlias = ObjectForm  # noqa: Y015
+
 @_typing.final
 class VolumeSpec(_message.Message):
     """A volume as a VM's registration names it."""
@@ -93,6 +145,7 @@ class VolumeSpec(_message.Message):
     BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    NO_DELTA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the VM."""
     uri: _builtins.str
@@ -103,6 +156,8 @@ class VolumeSpec(_message.Message):
     """Whether the source may change while it is read (the point is then marked fuzzy)."""
     codec: Global___CodecChoice.ValueType
     """How new blocks are compressed."""
+    no_delta: _builtins.bool
+    """Never code a changed block against the one before it."""
     def __init__(
         self,
         *,
@@ -111,14 +166,91 @@ class VolumeSpec(_message.Message):
         block_bytes: _builtins.int = ...,
         live: _builtins.bool = ...,
         codec: Global___CodecChoice.ValueType = ...,
+        no_delta: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "codec", b"codec", "live", b"live", "name", b"name", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "codec", b"codec", "live", b"live", "name", b"name", "no_delta", b"no_delta", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VolumeSpec: _TypeAlias = VolumeSpec  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """A label of a VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name, unique within the VM."""
+    value: _builtins.str
+    """Value."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class KeepRule(_message.Message):
+    """Files of a VM that must be durable as application data before the VM may be discarded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_SECRETS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the rule, unique within the VM."""
+    task_id: _builtins.str
+    """Task that the kept files belong to."""
+    volume: _builtins.str
+    """Volume that the files are on."""
+    partition: _builtins.int
+    """Number of the partition on the volume, counted from 1; 0 finds the only file system there is."""
+    exclude_secrets: _builtins.bool
+    """Whether files that usually hold secrets are left out too."""
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths to keep, at least one."""
+
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns of paths to leave out."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
+        exclude_secrets: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "exclude_secrets", b"exclude_secrets", "include", b"include", "name", b"name", "partition", b"partition", "task_id", b"task_id", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepRule: _TypeAlias = KeepRule  # noqa: Y015
 
 @_typing.final
 class VmRecord(_message.Message):
@@ -129,13 +261,35 @@ class VmRecord(_message.Message):
     VM_ID_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    DEFINITION_NAME_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ID_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    DISCARDING_UNIX_MS_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Name of the VM."""
     created_unix_ms: _builtins.int
     """Unix time of registration, milliseconds."""
+    definition: _builtins.bytes
+    """The VM's definition in whatever form its orchestrator uses, at most 64 KiB; restored beside the volumes."""
+    definition_name: _builtins.str
+    """File name that the definition is restored under; empty exactly where there is no definition."""
+    template_id: _builtins.str
+    """Point of any VM of the tenant that first snapshots take fingerprints from; empty for none."""
+    discarding_unix_ms: _builtins.int
+    """Unix time at which discarding the VM began, milliseconds; 0 for a VM that lives."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeSpec]:
         """Its volumes, by name."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Labels by name."""
+
+    @_builtins.property
+    def keep(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeepRule]:
+        """What must be kept before the VM may be discarded, by name."""
 
     def __init__(
         self,
@@ -143,10 +297,16 @@ class VmRecord(_message.Message):
         vm_id: _builtins.str = ...,
         volumes: _abc.Iterable[Global___VolumeSpec] | None = ...,
         created_unix_ms: _builtins.int = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        definition: _builtins.bytes = ...,
+        definition_name: _builtins.str = ...,
+        template_id: _builtins.str = ...,
+        keep: _abc.Iterable[Global___KeepRule] | None = ...,
+        discarding_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "definition", b"definition", "definition_name", b"definition_name", "discarding_unix_ms", b"discarding_unix_ms", "keep", b"keep", "labels", b"labels", "template_id", b"template_id", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,6 +329,10 @@ class TransferStats(_message.Message):
     STORED_BLOCKS_FIELD_NUMBER: _builtins.int
     UNDER_REPLICATED_BLOCKS_FIELD_NUMBER: _builtins.int
     INDEX_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_BLOCKS_FIELD_NUMBER: _builtins.int
+    DELTA_PLAIN_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_BYTES_FIELD_NUMBER: _builtins.int
+    SAMPLED_BYTES_FIELD_NUMBER: _builtins.int
     logical_bytes: _builtins.int
     """Bytes of the volumes or the object."""
     read_bytes: _builtins.int
@@ -191,6 +355,14 @@ class TransferStats(_message.Message):
     """Blocks written at quorum but not yet by every owner when the point was committed."""
     index_bytes: _builtins.int
     """Sealed bytes of index nodes in stored_bytes."""
+    delta_blocks: _builtins.int
+    """Blocks that were coded against an earlier block."""
+    delta_plain_bytes: _builtins.int
+    """Their plaintext bytes."""
+    delta_bytes: _builtins.int
+    """Their sealed bytes."""
+    sampled_bytes: _builtins.int
+    """Plaintext bytes that a change tracker called unchanged and that were read and compared all the same."""
     def __init__(
         self,
         *,
@@ -205,10 +377,14 @@ class TransferStats(_message.Message):
         stored_blocks: _builtins.int = ...,
         under_replicated_blocks: _builtins.int = ...,
         index_bytes: _builtins.int = ...,
+        delta_blocks: _builtins.int = ...,
+        delta_plain_bytes: _builtins.int = ...,
+        delta_bytes: _builtins.int = ...,
+        sampled_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_blocks", b"changed_blocks", "changed_bytes", b"changed_bytes", "deduplicated_bytes", b"deduplicated_bytes", "index_bytes", b"index_bytes", "logical_bytes", b"logical_bytes", "read_bytes", b"read_bytes", "sent_bytes", b"sent_bytes", "stored_blocks", b"stored_blocks", "stored_bytes", b"stored_bytes", "stored_plain_bytes", b"stored_plain_bytes", "under_replicated_blocks", b"under_replicated_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_blocks", b"changed_blocks", "changed_bytes", b"changed_bytes", "deduplicated_bytes", b"deduplicated_bytes", "delta_blocks", b"delta_blocks", "delta_bytes", b"delta_bytes", "delta_plain_bytes", b"delta_plain_bytes", "index_bytes", b"index_bytes", "logical_bytes", b"logical_bytes", "read_bytes", b"read_bytes", "sampled_bytes", b"sampled_bytes", "sent_bytes", b"sent_bytes", "stored_blocks", b"stored_blocks", "stored_bytes", b"stored_bytes", "stored_plain_bytes", b"stored_plain_bytes", "under_replicated_blocks", b"under_replicated_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,6 +402,8 @@ class VolumeRecord(_message.Message):
     ROOT_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
+    READING_FIELD_NUMBER: _builtins.int
+    READING_NOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name within the VM."""
     size_bytes: _builtins.int
@@ -238,6 +416,10 @@ class VolumeRecord(_message.Message):
     """How the source stood while it was read."""
     block_count: _builtins.int
     """Blocks that are not zero."""
+    reading: Global___Reading.ValueType
+    """How it was read."""
+    reading_note: _builtins.str
+    """Why a change tracker was not used, a phrase; empty where it was, or where there is none."""
     def __init__(
         self,
         *,
@@ -247,10 +429,12 @@ class VolumeRecord(_message.Message):
         root: _builtins.bytes = ...,
         consistency: Global___Consistency.ValueType = ...,
         block_count: _builtins.int = ...,
+        reading: Global___Reading.ValueType = ...,
+        reading_note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_count", b"block_count", "consistency", b"consistency", "name", b"name", "root", b"root", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_count", b"block_count", "consistency", b"consistency", "name", b"name", "reading", b"reading", "reading_note", b"reading_note", "root", b"root", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,6 +457,9 @@ class PointRecord(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     CHARGED_BYTES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    DEFINITION_NAME_FIELD_NUMBER: _builtins.int
     point_id: _builtins.str
     """Id: `snap-…` for a snapshot, `bkp-…` for a backup."""
     vm_id: _builtins.str
@@ -291,6 +478,10 @@ class PointRecord(_message.Message):
     """Number of the tenant."""
     charged_bytes: _builtins.int
     """Bytes that the point is charged to the tenant's quota; grows when a forgotten ancestor's charge moves here."""
+    definition: _builtins.bytes
+    """The VM's definition when the session began."""
+    definition_name: _builtins.str
+    """File name of the definition."""
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeRecord]:
         """Volumes by name."""
@@ -298,6 +489,10 @@ class PointRecord(_message.Message):
     @_builtins.property
     def stats(self) -> Global___TransferStats:
         """What the session moved."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Labels of the VM when the session began."""
 
     def __init__(
         self,
@@ -313,14 +508,59 @@ class PointRecord(_message.Message):
         forgotten: _builtins.bool = ...,
         tenant: _builtins.int = ...,
         charged_bytes: _builtins.int = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        definition: _builtins.bytes = ...,
+        definition_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_bytes", b"charged_bytes", "created_unix_ms", b"created_unix_ms", "forgotten", b"forgotten", "mac", b"mac", "number", b"number", "parent_id", b"parent_id", "point_id", b"point_id", "stats", b"stats", "tenant", b"tenant", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_bytes", b"charged_bytes", "created_unix_ms", b"created_unix_ms", "definition", b"definition", "definition_name", b"definition_name", "forgotten", b"forgotten", "labels", b"labels", "mac", b"mac", "number", b"number", "parent_id", b"parent_id", "point_id", b"point_id", "stats", b"stats", "tenant", b"tenant", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PointRecord: _TypeAlias = PointRecord  # noqa: Y015
+
+@_typing.final
+class ObjectOrigin(_message.Message):
+    """Where the files of a stored object come from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    POINT_ID_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    KEEP_RULE_FIELD_NUMBER: _builtins.int
+    KEEP_DIGEST_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """VM; empty for files from a directory."""
+    point_id: _builtins.str
+    """Recovery point that they were read from."""
+    volume: _builtins.str
+    """Volume."""
+    keep_rule: _builtins.str
+    """Name of the VM's keep rule that they fulfil; empty for none."""
+    keep_digest: _builtins.bytes
+    """BLAKE3 of the rule's serialised KeepRule, 32 bytes; empty for none."""
+    file_count: _builtins.int
+    """Number of entries in the set."""
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        point_id: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        keep_rule: _builtins.str = ...,
+        keep_digest: _builtins.bytes = ...,
+        file_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count", "keep_digest", b"keep_digest", "keep_rule", b"keep_rule", "point_id", b"point_id", "vm_id", b"vm_id", "volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectOrigin: _TypeAlias = ObjectOrigin  # noqa: Y015
 
 @_typing.final
 class ObjectRecord(_message.Message):
@@ -337,6 +577,8 @@ class ObjectRecord(_message.Message):
     STATS_FIELD_NUMBER: _builtins.int
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id: `app-…`."""
     task_id: _builtins.str
@@ -353,9 +595,15 @@ class ObjectRecord(_message.Message):
     """Number of cuts."""
     tenant: _builtins.int
     """Number of the tenant."""
+    form: Global___ObjectForm.ValueType
+    """What its bytes are."""
     @_builtins.property
     def stats(self) -> Global___TransferStats:
         """What the session moved."""
+
+    @_builtins.property
+    def origin(self) -> Global___ObjectOrigin:
+        """Where its files come from; unset where it holds no files."""
 
     def __init__(
         self,
@@ -369,12 +617,16 @@ class ObjectRecord(_message.Message):
         stats: Global___TransferStats | None = ...,
         block_count: _builtins.int = ...,
         tenant: _builtins.int = ...,
+        form: Global___ObjectForm.ValueType = ...,
+        origin: Global___ObjectOrigin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_origin", b"_origin", "origin", b"origin", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "created_unix_ms", b"created_unix_ms", "mac", b"mac", "root", b"root", "size_bytes", b"size_bytes", "stats", b"stats", "storage_id", b"storage_id", "task_id", b"task_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_origin", b"_origin", "block_count", b"block_count", "created_unix_ms", b"created_unix_ms", "form", b"form", "mac", b"mac", "origin", b"origin", "root", b"root", "size_bytes", b"size_bytes", "stats", b"stats", "storage_id", b"storage_id", "task_id", b"task_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__origin: _TypeAlias = _typing.Literal["origin"]  # noqa: Y015
+    _WhichOneofArgType__origin: _TypeAlias = _typing.Literal["_origin", b"_origin"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin) -> _WhichOneofReturnType__origin | None: ...
 
 Global___ObjectRecord: _TypeAlias = ObjectRecord  # noqa: Y015
 

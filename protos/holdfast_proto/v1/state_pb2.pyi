@@ -713,6 +713,8 @@ class CommitObjectRequest(_message.Message):
     BLOCK_COUNT_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     size_bytes: _builtins.int
@@ -723,9 +725,15 @@ class CommitObjectRequest(_message.Message):
     """Number of cuts."""
     mac: _builtins.bytes
     """The record's MAC."""
+    form: _records_pb2.ObjectForm.ValueType
+    """What the bytes are."""
     @_builtins.property
     def stats(self) -> _records_pb2.TransferStats:
         """What the session moved."""
+
+    @_builtins.property
+    def origin(self) -> _records_pb2.ObjectOrigin:
+        """Where the files come from; unset where the object holds no files."""
 
     def __init__(
         self,
@@ -736,12 +744,16 @@ class CommitObjectRequest(_message.Message):
         block_count: _builtins.int = ...,
         mac: _builtins.bytes = ...,
         stats: _records_pb2.TransferStats | None = ...,
+        form: _records_pb2.ObjectForm.ValueType = ...,
+        origin: _records_pb2.ObjectOrigin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_origin", b"_origin", "origin", b"origin", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_count", b"block_count", "mac", b"mac", "root", b"root", "session_id", b"session_id", "size_bytes", b"size_bytes", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_origin", b"_origin", "block_count", b"block_count", "form", b"form", "mac", b"mac", "origin", b"origin", "root", b"root", "session_id", b"session_id", "size_bytes", b"size_bytes", "stats", b"stats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__origin: _TypeAlias = _typing.Literal["origin"]  # noqa: Y015
+    _WhichOneofArgType__origin: _TypeAlias = _typing.Literal["_origin", b"_origin"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__origin) -> _WhichOneofReturnType__origin | None: ...
 
 Global___CommitObjectRequest: _TypeAlias = CommitObjectRequest  # noqa: Y015
 
@@ -1136,3 +1148,125 @@ class GetStatsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__shared_bytes) -> _WhichOneofReturnType__shared_bytes | None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class DiscardVmRequest(_message.Message):
+    """Ends a VM's life: its points go, application data stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_IDS_FIELD_NUMBER: _builtins.int
+    NEWEST_POINT_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Name of the VM."""
+    newest_point_id: _builtins.str
+    """Newest living point that the caller has seen, empty for none: another one since then is a CONFLICT."""
+    @_builtins.property
+    def storage_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Stored objects that fulfil the VM's keep rules, one a rule."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        storage_ids: _abc.Iterable[_builtins.str] | None = ...,
+        newest_point_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_point_id", b"newest_point_id", "storage_ids", b"storage_ids", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardVmRequest: _TypeAlias = DiscardVmRequest  # noqa: Y015
+
+@_typing.final
+class KeptObject(_message.Message):
+    """A stored object that outlives its VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    KEEP_RULE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    POINT_ID_FIELD_NUMBER: _builtins.int
+    DURABLE_BLOCKS_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Id."""
+    task_id: _builtins.str
+    """Task that it belongs to."""
+    keep_rule: _builtins.str
+    """Keep rule that it fulfils."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    file_count: _builtins.int
+    """Number of entries in its set of files."""
+    point_id: _builtins.str
+    """Point that the files were read from."""
+    durable_blocks: _builtins.int
+    """Blocks found durable at the write quorum when the VM was discarded."""
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        keep_rule: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        file_count: _builtins.int = ...,
+        point_id: _builtins.str = ...,
+        durable_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable_blocks", b"durable_blocks", "file_count", b"file_count", "keep_rule", b"keep_rule", "point_id", b"point_id", "size_bytes", b"size_bytes", "storage_id", b"storage_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeptObject: _TypeAlias = KeptObject  # noqa: Y015
+
+@_typing.final
+class DiscardVmResponse(_message.Message):
+    """The receipt of a discarded VM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_ID_FIELD_NUMBER: _builtins.int
+    DISCARDED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    POINT_COUNT_FIELD_NUMBER: _builtins.int
+    RELEASED_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    NEWEST_POINT_ID_FIELD_NUMBER: _builtins.int
+    vm_id: _builtins.str
+    """Name of the VM."""
+    discarded_unix_ms: _builtins.int
+    """Unix time at which the discarding ended, milliseconds."""
+    point_count: _builtins.int
+    """Living points that were discarded."""
+    released_bytes: _builtins.int
+    """Bytes that the tenant's quota is charged less."""
+    newest_point_id: _builtins.str
+    """Newest living point that the VM had; empty for none."""
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeptObject]:
+        """What was kept."""
+
+    def __init__(
+        self,
+        *,
+        vm_id: _builtins.str = ...,
+        discarded_unix_ms: _builtins.int = ...,
+        point_count: _builtins.int = ...,
+        released_bytes: _builtins.int = ...,
+        kept: _abc.Iterable[Global___KeptObject] | None = ...,
+        newest_point_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["discarded_unix_ms", b"discarded_unix_ms", "kept", b"kept", "newest_point_id", b"newest_point_id", "point_count", b"point_count", "released_bytes", b"released_bytes", "vm_id", b"vm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardVmResponse: _TypeAlias = DiscardVmResponse  # noqa: Y015

@@ -130,6 +130,11 @@ class StateServiceStub(object):
                 request_serializer=holdfast__proto_dot_v1_dot_state__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.DiscardVm = channel.unary_unary(
+                '/holdfast.v1.StateService/DiscardVm',
+                request_serializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.FromString,
+                _registered_method=True)
 
 
 class StateServiceServicer(object):
@@ -269,6 +274,13 @@ class StateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscardVm(self, request, context):
+        """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -366,6 +378,11 @@ def add_StateServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.GetStatsRequest.FromString,
                     response_serializer=holdfast__proto_dot_v1_dot_state__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'DiscardVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardVm,
+                    request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -882,6 +899,33 @@ class StateService(object):
             '/holdfast.v1.StateService/GetStats',
             holdfast__proto_dot_v1_dot_state__pb2.GetStatsRequest.SerializeToString,
             holdfast__proto_dot_v1_dot_state__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StateService/DiscardVm',
+            holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,8 @@ class StateServiceStub:
     """Reports blocks lost from every owner."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_state_pb2.GetStatsRequest, _state_pb2.GetStatsResponse]
     """Sums over a VM or the tenant."""
+    DiscardVm: _grpc.UnaryUnaryMultiCallable[_state_pb2.DiscardVmRequest, _state_pb2.DiscardVmResponse]
+    """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
 
 @_typing.type_check_only
 class StateServiceAsyncStub(StateServiceStub):
@@ -115,6 +117,8 @@ class StateServiceAsyncStub(StateServiceStub):
     """Reports blocks lost from every owner."""
     GetStats: _aio.UnaryUnaryMultiCallable[_state_pb2.GetStatsRequest, _state_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Sums over a VM or the tenant."""
+    DiscardVm: _aio.UnaryUnaryMultiCallable[_state_pb2.DiscardVmRequest, _state_pb2.DiscardVmResponse]  # type: ignore[assignment]
+    """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
 
 class StateServiceServicer(metaclass=_abc_1.ABCMeta):
     """VMs, recovery points and stored objects."""
@@ -270,5 +274,13 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.GetStatsResponse, _abc.Awaitable[_state_pb2.GetStatsResponse]]:
         """Sums over a VM or the tenant."""
+
+    @_abc_1.abstractmethod
+    def DiscardVm(
+        self,
+        request: _state_pb2.DiscardVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.DiscardVmResponse, _abc.Awaitable[_state_pb2.DiscardVmResponse]]:
+        """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
 
 def add_StateServiceServicer_to_server(servicer: StateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,7 @@ TENANT_PERMISSIONS: Final = frozenset(
         "cluster.read",
         "vm.register",
         "vm.list",
+        "vm.discard",
         "snapshot.create",
         "backup.create",
         "point.list",

@@ -1,8 +1,4 @@
-"""Where volumes are read from: a small interface, and raw files and block devices behind it.
-
-A source is read once, into a private buffer of the reader, and never mapped: fingerprint, codec and seal must see the
-same bytes whatever a guest writes meanwhile. How far it changed while it was read is said when it is finished.
-"""
+"""Raw files, sparse or not, and block devices."""
 
 from __future__ import annotations
 
@@ -12,66 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from holdfast.descriptors import Extent, RawReader, unreadable, volume_changed
-from holdfast.results import Consistency, VolumeSpec
+from holdfast.results import Consistency
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.uris import parse_volume_uri
 
 # Time stamps of files advance with the kernel's tick. A change in the same tick as the one before it leaves no trace,
 # so a file must have rested for longer than any tick before it is compared with itself.
 TIMESTAMP_STEP_S: Final = 0.02
-
-
-class VolumeSource(Protocol):
-    """A flat range of bytes that can be read. `read_into` and `allocated` are called from several threads at once."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Size, fixed when the source was opened."""
-        ...
-
-    def allocated(self, start: int, end: int) -> Sequence[Extent]:
-        """Return the extents within the range that may hold other bytes than zero, ascending; all else is zero."""
-        ...
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes at `offset`.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE, or VOLUME_CHANGED if the source has become shorter.
-        """
-        ...
-
-    def changed_since(self, point_id: str) -> Sequence[Extent] | None:
-        """Return what changed since exactly that point, or None if the source cannot tell for sure."""
-        ...
-
-    def finish(self) -> Consistency:
-        """Say how the source stood while it was read.
-
-        Raises:
-            HoldfastError: VOLUME_CHANGED if it changed and may not.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release it; may be called more than once."""
-        ...
-
-
-@runtime_checkable
-class SharedSource(VolumeSource, Protocol):
-    """A source that is nothing but a file descriptor, so that another process can read it the same way."""
-
-    def shared(self) -> RawReader:
-        """Return how it is read; the descriptor stays the source's and is closed with it."""
-        ...
-
-    def data_bytes(self) -> int:
-        """Return about how many bytes there are to read, without looking at the extents."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +137,3 @@ class RawFileSource:
         if not self._closed:
             self._closed = True
             os.close(self._fd)
-
-
-def open_source(spec: VolumeSpec) -> VolumeSource:
-    """Open the source that a registration names.
-
-    Raises:
-        HoldfastError: SOURCE_UNREADABLE, or INVALID_ARGUMENT if the URI is of no known kind.
-    """
-    uri = parse_volume_uri(os.fspath(spec.uri))
-    return RawFileSource(Path(uri.path), live=spec.live)

@@ -1,0 +1,1 @@
+"""The calls of the managers, a file a group: asynchronous, and the blocking face of the same."""
