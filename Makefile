@@ -7,7 +7,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint fmt protos verify-protos pins bench up compose-up clean
+.PHONY: help setup demo test quick programs lint fmt protos verify-protos pins bench up compose-up clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -18,11 +18,14 @@ setup: .venv/.complete ## make .venv with everything that development needs
 demo: setup ## run the main job on this machine and print what it measured
 	$(BIN)/holdfast demo
 
-test: setup ## run the whole suite
+test: setup programs ## run the whole suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-quick: setup ## run the suite without the slow tests
+quick: setup programs ## run the suite without the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+programs:
+	tools/system-packages check
 
 lint: setup ## ruff, mypy --strict, import floors, proto files, Dockerfiles
 	tools/lint
