@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
-from urllib.parse import quote
 
 from holdfast.results import (
     ClusterStatus,
@@ -28,7 +27,7 @@ from holdfast.results import (
 from holdfast_core.model import block
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.names import check_name, check_volume_name
-from holdfast_core.model.uris import parse_volume_uri
+from holdfast_core.model.uris import check_volume_uri
 from holdfast_proto.v1 import cluster_pb2, common_pb2, records_pb2, state_pb2
 
 _CONSISTENCY: Final = MappingProxyType(
@@ -77,7 +76,7 @@ def vm_record(vm_id: str, volumes: Volumes) -> records_pb2.VmRecord:
         specs.append(
             records_pb2.VolumeSpec(
                 name=name,
-                uri=_absolute(os.fspath(spec.uri)),
+                uri=_absolute(os.fspath(spec.uri), live=spec.live),
                 block_bytes=spec.block_bytes,
                 live=spec.live,
                 codec=_CODEC_NUMBERS[spec.codec],
@@ -86,9 +85,8 @@ def vm_record(vm_id: str, volumes: Volumes) -> records_pb2.VmRecord:
     return records_pb2.VmRecord(vm_id=vm_id, volumes=specs)
 
 
-def _absolute(uri: str) -> str:
-    path = os.path.abspath(parse_volume_uri(uri).path)
-    return path if parse_volume_uri(path).path == path else "file:" + quote(path)
+def _absolute(uri: str, *, live: bool) -> str:
+    return str(check_volume_uri(uri, live=live).with_paths(os.path.abspath))
 
 
 def volume_spec(spec: records_pb2.VolumeSpec) -> VolumeSpec:

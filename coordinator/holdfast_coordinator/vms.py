@@ -20,7 +20,7 @@ from holdfast_core.model.limits import (
     VOLUMES_PER_VM_MAX,
 )
 from holdfast_core.model.names import check_name, check_volume_name
-from holdfast_core.model.uris import parse_volume_uri
+from holdfast_core.model.uris import check_volume_uri
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore, Put
 from holdfast_proto.v1.records_pb2 import CodecChoice, VmRecord, VolumeSpec
@@ -66,7 +66,7 @@ def check_block_bytes(block_bytes: int, volume: str) -> int:
 
 def _normalised_volume(volume: VolumeSpec) -> VolumeSpec:
     check_volume_name(volume.name)
-    parse_volume_uri(volume.uri)
+    check_volume_uri(volume.uri, live=volume.live)
     if volume.codec not in CodecChoice.values():
         raise HoldfastError(
             ErrorCode.INVALID_ARGUMENT, f"the volume {volume.name} names the unknown codec {volume.codec}"

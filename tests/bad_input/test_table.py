@@ -157,7 +157,7 @@ def test_a_registration_that_differs(rig: Rig) -> None:
     check(rig, lambda: rig.manager.register_vm("one", {"root": str(rig.two.disk)}), ErrorCode.ALREADY_EXISTS, "one")
 
 
-@pytest.mark.parametrize("uri", ["qcow2:/a.qcow2", "nbd://host/export", "qmp:/run/qmp.sock", "http://host/disk", ""])
+@pytest.mark.parametrize("uri", ["nbds://host/export", "qmp:/run/qmp.sock", "memdiff:/m", "http://host/disk", ""])
 def test_a_source_that_is_not_supported(rig: Rig, uri: str) -> None:
     check(rig, lambda: rig.manager.register_vm("other", {"root": uri}), ErrorCode.INVALID_ARGUMENT)
 

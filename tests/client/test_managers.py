@@ -155,7 +155,7 @@ def test_registrations(manager: StateManager, tmp_path: Path, monkeypatch: pytes
     changed = manager.register_vm("reg", {"root": "other.raw"}, replace=True)
     assert manager.vm("reg") == changed
     assert changed in manager.list_vms()
-    for uri in ("qcow2:disk", "nbd://host/x", "file://elsewhere/x", ""):
+    for uri in ("qmp:socket", "nbds://host/x", "file://elsewhere/x", ""):
         error = error_of(partial(manager.register_vm, "bad", {"root": uri}))
         assert error.code is ErrorCode.INVALID_ARGUMENT
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.uris import VolumeUri, parse_volume_uri
+from holdfast_core.model.uris import VolumeUri, check_volume_uri, parse_volume_uri
 
 
 @pytest.mark.parametrize(
@@ -26,12 +28,68 @@ def test_files(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["qcow2:x.qcow2", "nbd://host:10809/x", "nbd+unix:///x?socket=s", "qmp:/s", "memdiff:/m"]
+    ("text", "uri"),
+    [
+        ("qcow2:disk.qcow2", VolumeUri("qcow2", "disk.qcow2")),
+        ("QCOW2:///images/a%20b%3F.qcow2", VolumeUri("qcow2", "/images/a b?.qcow2")),
+        ("qcow2:/a.qcow2?tracking=off", VolumeUri("qcow2", "/a.qcow2", (("tracking", "off"),))),
+        ("qcow2:/a.qcow2?bitmap=holdfast-x%2Fy", VolumeUri("qcow2", "/a.qcow2", (("bitmap", "holdfast-x/y"),))),
+        ("nbd://host", VolumeUri("nbd", "", host="host", port=10809)),
+        ("nbd://host/", VolumeUri("nbd", "", host="host", port=10809)),
+        ("nbd://[::1]:7/disks/a%20b", VolumeUri("nbd", "", host="::1", port=7, export="disks/a b")),
+        ("nbd://host//a", VolumeUri("nbd", "", host="host", port=10809, export="/a")),
+        ("nbd://host/a?bitmap=b", VolumeUri("nbd", "", (("bitmap", "b"),), "host", 10809, "a")),
+        ("nbd+unix:///?socket=/run/s", VolumeUri("nbd+unix", "/run/s")),
+        ("nbd+unix:///disk?socket=run/s%261", VolumeUri("nbd+unix", "run/s&1", export="disk")),
+        ("nbd+unix://?socket=s&bitmap=b", VolumeUri("nbd+unix", "s", (("bitmap", "b"),))),
+        ("qmp:/run/q.sock?device=virtio0", VolumeUri("qmp", "/run/q.sock", (("device", "virtio0"),))),
+        (
+            "qmp:/q?scratch=/var/s&device=d&agent=/a",
+            VolumeUri("qmp", "/q", (("agent", "/a"), ("device", "d"), ("scratch", "/var/s"))),
+        ),
+        ("memdiff:mem?since=bkp-a", VolumeUri("memdiff", "mem", (("since", "bkp-a"),))),
+    ],
 )
-def test_what_comes_later_says_so(scheme: str) -> None:
-    with pytest.raises(HoldfastError, match="not supported yet") as caught:
-        parse_volume_uri(scheme)
+def test_the_other_forms(text: str, uri: VolumeUri) -> None:
+    assert parse_volume_uri(text) == uri
+    assert parse_volume_uri(str(uri)) == uri
+
+
+def test_paths_are_made_absolute_and_all_else_stays() -> None:
+    def below(path: str) -> str:
+        return "/base/" + path
+
+    for text, absolute in (
+        ("disk", "/base/disk"),
+        ("file:a:b", "/base/a:b"),
+        ("qcow2:d%3F", "qcow2:/base/d%3F"),
+        ("nbd://Host:1/x", "nbd://host:1/x"),
+        ("nbd+unix:///x?socket=s", "nbd+unix:///x?socket=/base/s"),
+        ("qmp:q?device=d&agent=a&scratch=s", "qmp:/base/q?agent=/base/a&device=d&scratch=/base/s"),
+        ("memdiff:m?since=snap-x", "memdiff:/base/m?since=snap-x"),
+    ):
+        assert str(parse_volume_uri(text).with_paths(below)) == absolute
+
+
+@given(
+    scheme=st.sampled_from(["file", "qcow2", "nbd+unix", "memdiff", "qmp"]),
+    path=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40),
+    value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
+)
+def test_what_is_written_reads_back(scheme: str, path: str, value: str) -> None:
+    needed = {"memdiff": (("since", "snap-x"),), "qmp": (("device", value),), "qcow2": (("bitmap", value),)}
+    export = value if scheme == "nbd+unix" else ""
+    uri = VolumeUri(scheme, "/" + path.lstrip("/") + "x", needed.get(scheme, ()), export=export)
+    assert parse_volume_uri(str(uri)) == uri
+
+
+@pytest.mark.parametrize("text", ["qcow2:d", "qmp:/q?device=d", "memdiff:m?since=snap-x"])
+def test_what_cannot_be_read_live(text: str) -> None:
+    check_volume_uri(text, live=False)
+    with pytest.raises(HoldfastError, match="live") as caught:
+        check_volume_uri(text, live=True)
     assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+    assert check_volume_uri("nbd://h", live=True).host == "h"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +105,32 @@ def test_what_comes_later_says_so(scheme: str) -> None:
         "file:///x#f",
         "a\0b",
         "file:%00",
+        "qcow2:",
+        "qcow2:a?socket=b",
+        "qcow2:a?bitmap=",
+        "qcow2:a?bitmap=b&bitmap=c",
+        "qcow2:a?tracking=on",
+        "qcow2:a#b",
+        "qcow2://other/a",
+        "nbd:host",
+        "nbd:///x",
+        "nbd://host:0/x",
+        "nbd://host:99999/x",
+        "nbd://[::1/x",
+        "nbd://me@host/x",
+        "nbd://host/x#y",
+        "nbd://host/%00",
+        "nbd://ho%20st/x",
+        "nbd://host/" + "%C3%A9" * 600 + "x" * 3000,
+        "nbds://host/x",
+        "nbds+unix:///x?socket=s",
+        "nbd://host/x?tls-certificates=y",
+        "nbd+unix:///x",
+        "nbd+unix://host/x?socket=s",
+        "qmp:/q",
+        "qmp:/q?device=",
+        "memdiff:m",
+        "memdiff:m?since=a/b",
     ],
 )
 def test_what_is_wrong_is_refused(text: str) -> None:
