@@ -243,6 +243,12 @@ class StateService(StateServiceServicer):
             response.ClearField("cluster_used_bytes")
         return response
 
+    async def DiscardVm(self, request: pb.DiscardVmRequest, context: Context) -> pb.DiscardVmResponse:
+        """End a VM's life, once what its keep rules name is durable."""
+        call = current_call()
+        call.require(of_vm(check_name(request.vm_id, "VM name")))
+        return await call.of.discards.discard(request, call.entry)
+
     async def _point(self, call: Call, point_id: str, *, what: str = "point") -> PointRecord:
         """Return a point that the caller may have; an id tells nothing before it is looked up.
 

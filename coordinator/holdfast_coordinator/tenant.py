@@ -9,6 +9,7 @@ from holdfast_coordinator.barrier import Barrier
 from holdfast_coordinator.commit import Commits
 from holdfast_coordinator.damage import Damage
 from holdfast_coordinator.damage_scope import DamageScope
+from holdfast_coordinator.discard import Discards
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keyspace import TenantKeyspace
@@ -41,6 +42,7 @@ class Tenant:
     sessions: Sessions
     damage: Damage
     commits: Commits
+    discards: Discards
     stats: Stats
 
 
@@ -104,5 +106,8 @@ def open_tenant(
         metrics=metrics,
         quota=record.quota,
     )
+    discards = Discards(store, space, ledger, vms=vms, points=points, clock=clock, quota=record.quota)
     stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
-    return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, stats)
+    return Tenant(
+        record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats
+    )

@@ -110,6 +110,7 @@ CASES: Final = [
     Case("ListPoints", "point.list", "vm/vm-1", lambda w: state_pb2.ListPointsRequest(vm_id="vm-1")),
     Case("ResolvePoint", "point.restore", "vm/vm-1", lambda w: state_pb2.ResolvePointRequest(snapshot_id=w.point_id)),
     Case("ForgetPoint", "point.forget", "vm/vm-1", lambda w: state_pb2.ForgetPointRequest(point_id=w.point_id)),
+    Case("DiscardVm", "vm.discard", "vm/vm-1", lambda w: state_pb2.DiscardVmRequest(vm_id="vm-1")),
     Case("BeginObject", "app.write", "task/task-1", lambda w: BEGIN_OBJECT),
     Case("ResolveObject", "app.read", "task/task-1", lambda w: state_pb2.ResolveObjectRequest(storage_id=w.storage_id)),
     Case("ListObjects", "app.list", "task/task-1", lambda w: state_pb2.ListObjectsRequest(task_id="task-1")),
