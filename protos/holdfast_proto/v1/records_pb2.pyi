@@ -272,7 +272,9 @@ class VmRecord(_message.Message):
     created_unix_ms: _builtins.int
     """Unix time of registration, milliseconds."""
     definition: _builtins.bytes
-    """The VM's definition in whatever form its orchestrator uses, at most 64 KiB; restored beside the volumes."""
+    """The VM's definition in whatever form its orchestrator uses, at most 64 KiB; restored beside the volumes. Lists leave
+    it out, and the metadata store keeps it under a key of its own.
+    """
     definition_name: _builtins.str
     """File name that the definition is restored under; empty exactly where there is no definition."""
     template_id: _builtins.str
@@ -479,7 +481,7 @@ class PointRecord(_message.Message):
     charged_bytes: _builtins.int
     """Bytes that the point is charged to the tenant's quota; grows when a forgotten ancestor's charge moves here."""
     definition: _builtins.bytes
-    """The VM's definition when the session began."""
+    """The VM's definition when the session began; lists leave it out as VmRecord says."""
     definition_name: _builtins.str
     """File name of the definition."""
     @_builtins.property
@@ -647,6 +649,8 @@ class SessionRecord(_message.Message):
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DEFINITION_NAME_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Id of the session and of what it will make."""
     vm_id: _builtins.str
@@ -669,6 +673,12 @@ class SessionRecord(_message.Message):
     """Lease that keeps the session."""
     principal: _builtins.str
     """Principal that began it."""
+    definition_name: _builtins.str
+    """File name of the VM's definition at Begin, empty for none; the definition itself has a key of its own."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Label]:
+        """Labels of the VM at Begin."""
+
     def __init__(
         self,
         *,
@@ -683,10 +693,12 @@ class SessionRecord(_message.Message):
         started_unix_ms: _builtins.int = ...,
         lease_id: _builtins.int = ...,
         principal: _builtins.str = ...,
+        labels: _abc.Iterable[Global___Label] | None = ...,
+        definition_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_id", b"base_id", "collection_epoch", b"collection_epoch", "key_epoch", b"key_epoch", "lease_id", b"lease_id", "parent_id", b"parent_id", "pinned_roots", b"pinned_roots", "principal", b"principal", "session_id", b"session_id", "started_unix_ms", b"started_unix_ms", "task_id", b"task_id", "vm_id", b"vm_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_id", b"base_id", "collection_epoch", b"collection_epoch", "definition_name", b"definition_name", "key_epoch", b"key_epoch", "labels", b"labels", "lease_id", b"lease_id", "parent_id", b"parent_id", "pinned_roots", b"pinned_roots", "principal", b"principal", "session_id", b"session_id", "started_unix_ms", b"started_unix_ms", "task_id", b"task_id", "vm_id", b"vm_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
