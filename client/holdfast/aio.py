@@ -17,9 +17,11 @@ from holdfast.calls.core import (
     RESTORE_DIR_VARIABLE,
     SEALING_VARIABLE,
 )
-from holdfast.results import PointInfo, ProgressCallback, Stats, VerifyReport, VmInfo
+from holdfast.restoring.points import check_format
+from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport, VmInfo
 from holdfast.sources import VolumeSource
 from holdfast.writing import PointJob
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
 from holdfast_proto.v1 import state_pb2
 
@@ -144,15 +146,23 @@ class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls):
         backup_id: str = "",
         *,
         target: str | os.PathLike[str] | None = None,
+        onto: str | os.PathLike[str] | None = None,
+        image_format: str = "raw",
         durable: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Path:
         """Write all volumes of a point as sparse files NAME.raw, verified; returns their directory.
 
+        Beside them are `vm.json`, which says what is what, and the VM's definition if it has one.
+
         Args:
             snapshot_id: the snapshot that the lineage starts from.
             backup_id: the backup to restore; "" restores the snapshot itself.
             target: a directory that is empty or does not exist; below the manager's restore_dir if None.
+            onto: a directory with older copies NAME.raw of the volumes, which become this point: only blocks that
+                differ are fetched. Nothing may run on them. If it fails, the files keep temporary names
+                (.NAME.raw.partial), from which the same call goes on.
+            image_format: "raw", or "qcow2" for files NAME.qcow2; not with `onto`.
             durable: bring the files to the disk before returning. Without it a power cut soon afterwards may take them;
                 the point in the cluster is not touched by that.
             progress: told how far it is.
@@ -161,14 +171,32 @@ class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls):
             HoldfastError: NOT_FOUND, MISMATCH, TARGET_EXISTS, TARGET_UNWRITABLE, UNREACHABLE; CORRUPT or MISSING with
                 the damaged ids in `block_ids` and the ranges in `facts["ranges"]`. Nothing is left behind then.
         """
-        return await self._reading.restore(
-            snapshot_id,
-            backup_id,
-            target=Path(target) if target is not None else None,
-            restore_dir=self._restore_dir,
-            durable=durable,
-            progress=progress,
-        )
+        chosen = check_format(image_format)
+        if onto is not None:
+            if target is not None or chosen != "raw":
+                raise HoldfastError(
+                    ErrorCode.INVALID_ARGUMENT,
+                    "onto= takes raw files where they are: no target=, no other format",
+                )
+            self._last_restore = await self._reading.restore_onto(
+                snapshot_id, backup_id, directory=Path(onto), durable=durable, progress=progress
+            )
+        else:
+            self._last_restore = await self._reading.restore(
+                snapshot_id,
+                backup_id,
+                target=Path(target) if target is not None else None,
+                restore_dir=self._restore_dir,
+                image_format=chosen,
+                durable=durable,
+                progress=progress,
+            )
+        return self._last_restore.directory
+
+    @property
+    def last_restore(self) -> RestoreReport | None:
+        """What the restore that ended last brought, of any task."""
+        return self._last_restore
 
     async def points(self, vm_id: str, *, include_forgotten: bool = False) -> list[PointInfo]:
         """Return a VM's points, oldest first; lineage stubs of forgotten ones if asked for."""

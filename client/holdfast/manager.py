@@ -22,6 +22,7 @@ from holdfast.results import (
     ObjectInfo,
     PointInfo,
     ProgressCallback,
+    RestoreReport,
     Stats,
     Transfer,
     VerifyReport,
@@ -149,13 +150,28 @@ class StateManager(BlockingCore):
         backup_id: str = "",
         *,
         target: str | os.PathLike[str] | None = None,
+        onto: str | os.PathLike[str] | None = None,
+        image_format: str = "raw",
         durable: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Path:
-        """Write all volumes of a point as sparse files NAME.raw, verified; returns their directory."""
+        """Write all volumes of a point, verified; returns their directory."""
         return self._loop.run(
-            self._core.restore_vm(snapshot_id, backup_id, target=target, durable=durable, progress=progress)
+            self._core.restore_vm(
+                snapshot_id,
+                backup_id,
+                target=target,
+                onto=onto,
+                image_format=image_format,
+                durable=durable,
+                progress=progress,
+            )
         )
+
+    @property
+    def last_restore(self) -> RestoreReport | None:
+        """What the restore that ended last brought, of any thread."""
+        return self._core.last_restore
 
     def persist_application_data(self, task_id: str, data: bytes, *, progress: ProgressCallback | None = None) -> str:
         """Store bytes for a task; returns the storage id once they are durable."""

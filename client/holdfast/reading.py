@@ -13,8 +13,11 @@ from holdfast.content import ContentReader, DamageReport
 from holdfast.index import IndexReader
 from holdfast.objects import damage_of, read_object
 from holdfast.remote import CoordinatorCalls
-from holdfast.restore import Callback, Target, restore_point, unwritable
-from holdfast.results import ProgressCallback, VerifyReport
+from holdfast.restoring.onto import LocalCopies, finished, restore_onto
+from holdfast.restoring.points import ImageFormat, companions, restore_point
+from holdfast.restoring.targets import Target, unwritable
+from holdfast.restoring.volumes import Callback
+from holdfast.results import ProgressCallback, RestoreReport, VerifyReport
 from holdfast.verification import CopyCheck, verify_content
 from holdfast.writing import Toolbox
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -53,10 +56,11 @@ class Reading:
         *,
         target: Path | None,
         restore_dir: Path | None,
+        image_format: ImageFormat,
         durable: bool,
         progress: ProgressCallback | None,
-    ) -> Path:
-        """Restore a point into `target`, or below `restore_dir`; returns the directory.
+    ) -> RestoreReport:
+        """Restore a point into `target`, or below `restore_dir`.
 
         Raises:
             HoldfastError: see `AsyncStateManager.restore_vm`.
@@ -77,7 +81,7 @@ class Reading:
         damage = DamageReport(f"point {point.point_id}")
         published = False
         try:
-            await restore_point(index, content, point, place, damage, progress)
+            fetched = await restore_point(index, content, point, place, damage, progress, image_format=image_format)
             await self._raise_damage(damage, point.point_id)
             publish = asyncio.ensure_future(
                 loop.run_in_executor(self._tools.executor, lambda: place.publish(durable=durable))
@@ -87,7 +91,38 @@ class Reading:
         finally:
             if not published:
                 await asyncio.shield(loop.run_in_executor(None, place.discard))
-        return target
+        return RestoreReport(point.point_id, target, fetched_bytes=fetched, kept_bytes=0)
+
+    async def restore_onto(
+        self,
+        snapshot_id: str,
+        backup_id: str,
+        *,
+        directory: Path,
+        durable: bool,
+        progress: ProgressCallback | None,
+    ) -> RestoreReport:
+        """Bring the copies in `directory` to the state of a point.
+
+        Raises:
+            HoldfastError: see `AsyncStateManager.restore_vm`.
+        """
+        copies = LocalCopies(directory)
+        resolved = await self._calls.resolve_point(snapshot_id, backup_id)
+        point = resolved.point
+        access, index, content = self._open(resolved.grant, point.point_id)
+        check_point(access.ring, point)
+        executor = self._tools.executor
+        loop = asyncio.get_running_loop()
+        damage = DamageReport(f"point {point.point_id}")
+        try:
+            sums = await restore_onto(index, content, access.ring, executor, point, copies, damage, progress)
+            await self._raise_damage(damage, point.point_id)
+            beside = companions(point, "raw")
+            await finished(loop.run_in_executor(executor, lambda: copies.publish(beside, durable=durable)))
+        finally:
+            copies.close()
+        return RestoreReport(point.point_id, directory, fetched_bytes=sums.fetched_bytes, kept_bytes=sums.kept_bytes)
 
     async def verify(self, point_id: str, *, node_only: bool, progress: ProgressCallback | None) -> VerifyReport:
         """Verify a point; returns only if all of it is there.

@@ -6,6 +6,7 @@ import enum
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
 
@@ -142,6 +143,23 @@ class VerifyReport:
     blocks: int
     plain_bytes: int
     thin_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore brought.
+
+    Attributes:
+        point_id: the point that was restored.
+        directory: where its volumes are.
+        fetched_bytes: plaintext that came from the cluster.
+        kept_bytes: plaintext that the local copy had already.
+    """
+
+    point_id: str
+    directory: Path
+    fetched_bytes: int
+    kept_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from holdfast.access import Access
 from holdfast.content import ContentDamage, ContentReader, DamageReport, Entry
 from holdfast.index import DAMAGE, IndexReader, volume_leaves
-from holdfast.restore import Callback, leaf_windows, read_volume
+from holdfast.restoring.volumes import Callback, leaf_windows, read_volume
 from holdfast.results import ProgressCallback, VerifyReport
 from holdfast_core.model.errors import HoldfastError
 from holdfast_core.runtime.blocks.groups import plain_task_group

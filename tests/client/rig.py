@@ -85,7 +85,7 @@ class Vm:
     def assert_restores(self, snapshot: str, backup: str = "", *, names: Sequence[str] = ("root",)) -> None:
         """A restore gives the files as they are now, holes and all."""
         target = self.restored(snapshot, backup)
-        assert sorted(path.name for path in target.iterdir()) == sorted(f"{name}.raw" for name in names)
+        assert sorted(path.name for path in target.iterdir()) == sorted(["vm.json", *(f"{name}.raw" for name in names)])
         for name in names:
             restored, source = target / f"{name}.raw", self.path(name)
             assert restored.stat().st_size == source.stat().st_size

@@ -28,6 +28,7 @@ PUBLIC: Final = [
     "Progress",
     "ProgressCallback",
     "RawFileSource",
+    "RestoreReport",
     "StateManager",
     "Stats",
     "TlsFiles",

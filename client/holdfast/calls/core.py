@@ -16,7 +16,7 @@ from holdfast.background import LoopThread
 from holdfast.key_file import read_key_file
 from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
-from holdfast.results import Transfer
+from holdfast.results import RestoreReport, Transfer
 from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.writing import Made, Toolbox, WriteJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -100,6 +100,7 @@ class AsyncCore:
         self._calls: CoordinatorCalls | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._last_transfer: Transfer | None = None
+        self._last_restore: RestoreReport | None = None
         self._closed = False
 
     def _open(self) -> tuple[Toolbox, CoordinatorCalls]:

@@ -64,20 +64,45 @@ def backup(
 def restore(
     connection: Connection,
     snapshot: SnapshotArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Directory to write to; must be empty or not exist.")],
     backup: Annotated[
         str, typer.Argument(metavar="[BACKUP]", help="Backup to restore; the snapshot itself if not given.")
     ] = "",
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Directory to write to; must be empty or not exist.")
+    ] = None,
+    onto: Annotated[
+        Path | None,
+        typer.Option("--onto", metavar="DIR", help="Directory with older copies NAME.raw; fetches only what differs."),
+    ] = None,
+    image_format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="Format of the images: raw or qcow2.")
+    ] = "raw",
     durable: Annotated[bool, typer.Option("--durable", help="Return only when the files are on the disk.")] = False,
 ) -> None:
-    """Rebuild a VM's volumes as DIR/NAME.raw; prints DIR."""
+    """Rebuild a VM's volumes as DIR/NAME.raw, with vm.json and the VM's definition beside them; prints DIR."""
+    if (to is None) == (onto is None):
+        raise typer.BadParameter("say where: --to names a new directory, --onto one with older copies")
     with connection.manager() as manager, shown(f"restore of {backup or snapshot}") as progress:
-        where = manager.restore_vm(snapshot, backup, target=to, durable=durable, progress=progress)
+        where = manager.restore_vm(
+            snapshot, backup, target=to, onto=onto, image_format=image_format, durable=durable, progress=progress
+        )
+        report = manager.last_restore
+    assert report is not None, "a restore has just ended"
     if connection.json:
         files = sorted(str(path) for path in where.iterdir())
-        print_json({"point_id": backup or snapshot, "target": str(to), "files": files})
-    else:
-        print_line(str(to))
+        print_json(
+            {
+                "point_id": backup or snapshot,
+                "target": str(where),
+                "files": files,
+                "fetched_bytes": report.fetched_bytes,
+                "kept_bytes": report.kept_bytes,
+            }
+        )
+        return
+    if onto is not None:
+        say(f"fetched {format_size(report.fetched_bytes)}, {format_size(report.kept_bytes)} were there already")
+    print_line(str(where))
 
 
 @app.command("points")
