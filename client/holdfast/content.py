@@ -1,19 +1,22 @@
 """Reading content: fetch blocks from their owners, verify, open, check fingerprint and length, hand plaintext on.
 
-All of it happens in worker threads, a node's answer at a time. A block whose bytes prove wrong at any step is asked of
-the next owner. What no owner could give is told by key, so that the caller can name the ranges.
+All of it happens in worker threads, a node's answer at a time. A delta and its base are asked for at once, so a delta
+costs one more block and no more waiting. A block whose bytes prove wrong at any step is asked of the next owner. What
+no owner could give is told by key, so that the caller can name the ranges.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from holdfast.access import Access
-from holdfast_core.model.block import verify
+from holdfast_core.model.block import Opener, SealedBlock, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.keys import KeyRing
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.blocks.reader import BlockReader, Unreadable
 
@@ -62,61 +65,95 @@ class ContentReader:
             HoldfastError: DENIED, KEY_MISMATCH, or what the sink raises.
         """
         await self._access.freshen()
-        bases: dict[bytes, bytes] = {}
-        base_ids = {entry.base_id for entry in entries if entry.base_id}
-        if base_ids:
-            unreadable = await self._reader.fetch_into(base_ids, self._base_consumer(bases), block_bytes=block_bytes)
-            if unreadable:
-                return _damage(unreadable, entries)
-        places: dict[bytes, list[Entry]] = {}
-        for entry in entries:
-            places.setdefault(entry.block_id, []).append(entry)
-        consumer = self._consumer(places, bases, sink)
-        unreadable = await self._reader.fetch_into(places, consumer, block_bytes=block_bytes)
+        window = _Window(entries, sink, ring=self._ring, opener=self._opener)
+        unreadable = await self._reader.fetch_into(window.wanted, window.consume, block_bytes=block_bytes)
+        if window.corrupt:
+            unreadable = replace(unreadable, corrupt=(*unreadable.corrupt, *window.corrupt))
         return _damage(unreadable, entries) if unreadable else None
 
-    def _base_consumer(
-        self, bases: dict[bytes, bytes]
-    ) -> Callable[[Sequence[bytes], Sequence[memoryview]], Sequence[bytes]]:
-        def consume(ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
-            refused = []
-            for block_id, body in zip(ids, bodies, strict=True):
-                try:
-                    bases[block_id] = self._opener.open(verify(block_id, body))
-                except HoldfastError as error:
-                    _only_corrupt(error)
-                    refused.append(block_id)
-            return refused
 
-        return consume
+class _Window:
+    """The bodies of some entries as they come in, in several threads; each is opened once its base is here too.
 
-    def _consumer(
-        self, places: dict[bytes, list[Entry]], bases: dict[bytes, bytes], sink: Sink
-    ) -> Callable[[Sequence[bytes], Sequence[memoryview]], Sequence[bytes]]:
-        opener, ring = self._opener, self._ring
+    Attributes:
+        wanted: ids to fetch, a base right before what it is a base of.
+        corrupt: ids of blocks that proved wrong after they had been taken, when their base came.
+    """
 
-        def consume(ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
-            refused = []
-            opened: list[tuple[int, bytes]] = []
-            for block_id, body in zip(ids, bodies, strict=True):
-                try:
-                    block = verify(block_id, body)
-                    plain, opened_with = b"", None
-                    for entry in places[block_id]:
-                        if opened_with != entry.base_id:
-                            plain = opener.open(block, base_plain=bases.get(entry.base_id), base_id=entry.base_id)
-                            ring.check_fingerprint(plain, entry.fingerprint, block_id=block_id)
-                            opened_with = entry.base_id
-                        _check_length(entry, plain)
-                        opened.append((entry.key, plain))
-                except HoldfastError as error:
-                    _only_corrupt(error)
-                    refused.append(block_id)
-            if opened:
-                sink(opened)
-            return refused
+    def __init__(self, entries: Sequence[Entry], sink: Sink, *, ring: KeyRing, opener: Opener) -> None:
+        self.wanted: dict[bytes, None] = {}
+        self.corrupt: list[bytes] = []
+        self._sink = sink
+        self._ring = ring
+        self._opener = opener
+        self._places: dict[bytes, list[Entry]] = {}
+        self._is_base: set[bytes] = set()
+        self._lock = threading.Lock()  # over the two below
+        self._bases: dict[bytes, bytes] = {}
+        self._held: dict[bytes, list[tuple[SealedBlock, list[Entry]]]] = {}
+        for entry in entries:
+            if entry.base_id:
+                self._is_base.add(entry.base_id)
+                self.wanted[entry.base_id] = None
+            self.wanted[entry.block_id] = None
+            self._places.setdefault(entry.block_id, []).append(entry)
 
-        return consume
+    def consume(self, ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
+        """Take bodies, and pass on what they let be opened; returns the ids whose bytes are wrong."""
+        refused: list[bytes] = []
+        opened: list[tuple[int, bytes]] = []
+        for block_id, body in zip(ids, bodies, strict=True):
+            try:
+                block = verify(block_id, body)
+                if block_id in self._is_base:
+                    self._take_base(block, opened)
+                opened += self._open_or_hold(block)
+            except HoldfastError as error:
+                _only_corrupt(error)
+                refused.append(block_id)
+        if opened:
+            self._sink(opened)
+        return refused
+
+    def _take_base(self, block: SealedBlock, opened: list[tuple[int, bytes]]) -> None:
+        """Open a base, and what came before it."""
+        plain = self._opener.open(block)
+        with self._lock:
+            self._bases[block.id] = plain
+            held = self._held.pop(block.id, ())
+        for successor, entries in held:
+            try:
+                opened += self._open(successor, entries, plain)
+            except HoldfastError as error:
+                # Its bytes are those that its id names, so no other owner has better ones.
+                _only_corrupt(error)
+                self.corrupt.append(successor.id)
+
+    def _open_or_hold(self, block: SealedBlock) -> list[tuple[int, bytes]]:
+        """Open a block for all its places, but keep it for those whose base is not here yet."""
+        opened: list[tuple[int, bytes]] = []
+        by_base: dict[bytes, list[Entry]] = {}
+        for entry in self._places.get(block.id, ()):
+            by_base.setdefault(entry.base_id, []).append(entry)
+        for base_id, entries in by_base.items():
+            base = None
+            if base_id:
+                with self._lock:
+                    base = self._bases.get(base_id)
+                    if base is None:
+                        self._held.setdefault(base_id, []).append((block, entries))
+                        continue
+            opened += self._open(block, entries, base)
+        return opened
+
+    def _open(self, block: SealedBlock, entries: Sequence[Entry], base: bytes | None) -> list[tuple[int, bytes]]:
+        """Return keys and plaintext of entries that name the same block and base."""
+        first = entries[0]
+        plain = self._opener.open(block, base_plain=base, base_id=first.base_id)
+        self._ring.check_fingerprint(plain, first.fingerprint, block_id=block.id)
+        for entry in entries:
+            _check_length(entry, plain)
+        return [(entry.key, plain) for entry in entries]
 
 
 def _check_length(entry: Entry, plain: bytes) -> None:

@@ -25,6 +25,9 @@ _ZEROS: Final = bytes(VOLUME_BLOCK_BYTES_MAX)
 Reference = tuple[bytes, bytes]
 """A block id and the id of its base, empty where the block is coded plain."""
 
+UNSEALED: Final[Reference] = (b"", b"")
+"""Stands where a block waits for what it could be coded against."""
+
 
 class FingerprintCache:
     """Fingerprints met in this session, bounded: when one generation is full, the one before it is dropped.
@@ -89,6 +92,21 @@ class SpanContext:
     damaged: Container[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A block that is not sealed yet, because an earlier block at its place may be worth coding it against.
+
+    Attributes:
+        position: in the span's `references`, where `UNSEALED` stands until it is sealed.
+        plain: its plaintext.
+        base_id: the block that it would be coded against.
+    """
+
+    position: int
+    plain: bytes
+    base_id: bytes
+
+
 @dataclass(slots=True)
 class SealedSpan:
     """What came of a span: its part of the index, and the blocks that may be new to the cluster.
@@ -102,6 +120,10 @@ class SealedSpan:
         changed_bytes: plaintext of blocks that are not the parent's at that place.
         changed_blocks: their number.
         reused_bytes: part of `changed_bytes` that was met in this session or in the base.
+        waiting: blocks that are still to be sealed; `holdfast.deltas` does it.
+        delta_blocks: blocks that were coded against an earlier one.
+        delta_plain_bytes: their plaintext.
+        delta_bytes: their sealed bytes.
     """
 
     slots: list[int] = field(default_factory=list)
@@ -112,6 +134,10 @@ class SealedSpan:
     changed_bytes: int = 0
     changed_blocks: int = 0
     reused_bytes: int = 0
+    waiting: list[Waiting] = field(default_factory=list)
+    delta_blocks: int = 0
+    delta_plain_bytes: int = 0
+    delta_bytes: int = 0
 
 
 class _Buffers(threading.local):
@@ -155,8 +181,11 @@ def seal_volume_span(
     block_bytes: int,
     parent: LeafEntries,
     base: LeafEntries,
+    delta_every: int = 0,
 ) -> SealedSpan:
     """Read and seal the blocks `first_slot` to before `end_slot` of the leaf that begins at `leaf_offset`.
+
+    Of the changed blocks whose place had another block before, one in `delta_every` is left waiting; none if 0.
 
     Raises:
         HoldfastError: what the source raises.
@@ -190,9 +219,13 @@ def seal_volume_span(
             result.changed_blocks += 1
             similar = base.get(slot)
             met = similar[1] if similar is not None and similar[0] == fingerprint else cache.get(fingerprint)
+            before = known or similar
             if met is not None:
                 reference = met
                 result.reused_bytes += length
+            elif before is not None and is_tried(fingerprint, delta_every):
+                reference = UNSEALED
+                result.waiting.append(Waiting(len(result.references), bytes(plain), base_of(before[1])))
             else:
                 block = context.sealer.seal(plain, codec=context.codec)
                 reference = (block.id, b"")
@@ -202,6 +235,17 @@ def seal_volume_span(
         result.fingerprints.append(fingerprint)
         result.references.append(reference)
     return result
+
+
+def is_tried(fingerprint: bytes, delta_every: int) -> bool:
+    """Return whether a block is among the one in `delta_every` that are tried as deltas; the same for one content."""
+    return delta_every > 0 and fingerprint[0] % delta_every == 0
+
+
+def base_of(reference: Reference) -> bytes:
+    """Return what a successor of a block is coded against: the block, or its own base, as no base is a delta."""
+    block_id, base_id = reference
+    return base_id or block_id
 
 
 def _read(
