@@ -114,11 +114,36 @@ def test_restoring(up: Up, disk: Path, snapshot: str, tmp_path: Path, monkeypatc
     assert told == {
         "point_id": snapshot,
         "target": str(tmp_path / "b"),
-        "files": [str(tmp_path / "b" / "root.raw")],
+        "files": [str(tmp_path / "b" / "root.raw"), str(tmp_path / "b" / "vm.json")],
+        "fetched_bytes": told["fetched_bytes"],
+        "kept_bytes": 0,
     }
+    assert 0 < told["fetched_bytes"] <= disk.stat().st_size
     monkeypatch.chdir(tmp_path)
     assert up.ok("restore", snapshot, "--to", "c") == "c"
     assert digest(tmp_path / "c" / "root.raw") == digest(disk)
+
+
+def test_restoring_as_qcow2_and_onto_an_older_copy(up: Up, disk: Path, snapshot: str, tmp_path: Path) -> None:
+    target = tmp_path / "image"
+    assert up.ok("restore", snapshot, "--to", str(target), "--format", "qcow2") == str(target)
+    compared = subprocess.run(
+        ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(disk), str(target / "root.qcow2")],
+        capture_output=True,
+        text=True,
+    )
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "root.raw").write_bytes(disk.read_bytes())
+    with (copy / "root.raw").open("r+b") as stream:
+        stream.write(b"other bytes")
+    told = answer(up, "restore", snapshot, "--onto", str(copy))
+    assert digest(copy / "root.raw") == digest(disk)
+    assert told["fetched_bytes"] == 64 * 1024
+    assert told["kept_bytes"] > 0
+    for wrong in (["--to", "x", "--onto", str(copy)], [], ["--to", "x", "--format", "vdi"]):
+        assert up.run("restore", snapshot, *wrong).returncode == 2
 
 
 def test_verifying(up: Up, snapshot: str) -> None:
@@ -215,7 +240,7 @@ def test_the_coordinator_may_be_named_before_or_after_or_outside(up: Up) -> None
     [
         (1, ("app", "put", "task", "/no/such/file")),
         (1, ("snapshot", "GONE")),
-        (2, ("vm", "register", "web2", "--volume", "root=nbd://host/disk")),
+        (2, ("vm", "register", "web2", "--volume", "root=ftp://host/disk")),
         (2, ("vm", "register", "..", "--volume", "root=/dev/null")),
         (2, ("vm", "register", "web2", "--volume", "a/b=/dev/null")),
         (2, ("vm", "register", "web2", "--volume", "root=/tmp/x", "--block-size", "root=5000")),
