@@ -33,15 +33,13 @@ def test_files(text: str, path: str) -> None:
         ("qcow2:disk.qcow2", VolumeUri("qcow2", "disk.qcow2")),
         ("QCOW2:///images/a%20b%3F.qcow2", VolumeUri("qcow2", "/images/a b?.qcow2")),
         ("qcow2:/a.qcow2?tracking=off", VolumeUri("qcow2", "/a.qcow2", (("tracking", "off"),))),
-        ("qcow2:/a.qcow2?bitmap=holdfast-x%2Fy", VolumeUri("qcow2", "/a.qcow2", (("bitmap", "holdfast-x/y"),))),
         ("nbd://host", VolumeUri("nbd", "", host="host", port=10809)),
         ("nbd://host/", VolumeUri("nbd", "", host="host", port=10809)),
         ("nbd://[::1]:7/disks/a%20b", VolumeUri("nbd", "", host="::1", port=7, export="disks/a b")),
         ("nbd://host//a", VolumeUri("nbd", "", host="host", port=10809, export="/a")),
-        ("nbd://host/a?bitmap=b", VolumeUri("nbd", "", (("bitmap", "b"),), "host", 10809, "a")),
         ("nbd+unix:///?socket=/run/s", VolumeUri("nbd+unix", "/run/s")),
         ("nbd+unix:///disk?socket=run/s%261", VolumeUri("nbd+unix", "run/s&1", export="disk")),
-        ("nbd+unix://?socket=s&bitmap=b", VolumeUri("nbd+unix", "s", (("bitmap", "b"),))),
+        ("nbd+unix://?socket=s", VolumeUri("nbd+unix", "s")),
         ("qmp:/run/q.sock?device=virtio0", VolumeUri("qmp", "/run/q.sock", (("device", "virtio0"),))),
         (
             "qmp:/q?scratch=/var/s&device=d&agent=/a",
@@ -77,7 +75,7 @@ def test_paths_are_made_absolute_and_all_else_stays() -> None:
     value=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
 )
 def test_what_is_written_reads_back(scheme: str, path: str, value: str) -> None:
-    needed = {"memdiff": (("since", "snap-x"),), "qmp": (("device", value),), "qcow2": (("bitmap", value),)}
+    needed = {"memdiff": (("since", "snap-x"),), "qmp": (("device", value),)}
     export = value if scheme == "nbd+unix" else ""
     uri = VolumeUri(scheme, "/" + path.lstrip("/") + "x", needed.get(scheme, ()), export=export)
     assert parse_volume_uri(str(uri)) == uri
@@ -107,8 +105,8 @@ def test_what_cannot_be_read_live(text: str) -> None:
         "file:%00",
         "qcow2:",
         "qcow2:a?socket=b",
-        "qcow2:a?bitmap=",
-        "qcow2:a?bitmap=b&bitmap=c",
+        "qcow2:a?tracking=",
+        "qcow2:a?tracking=off&tracking=off",
         "qcow2:a?tracking=on",
         "qcow2:a#b",
         "qcow2://other/a",

@@ -3,9 +3,9 @@
 | form | what it is |
 | --- | --- |
 | `PATH`, `file:PATH` | a raw file or block device |
-| `qcow2:PATH[?bitmap=NAME][&tracking=off]` | a qcow2 image that no VM runs on |
-| `nbd://HOST[:PORT][/EXPORT][?bitmap=NAME]` | an export of an NBD server |
-| `nbd+unix:///[EXPORT]?socket=PATH[&bitmap=NAME]` | the same over a Unix socket |
+| `qcow2:PATH[?tracking=off]` | a qcow2 image that no VM runs on |
+| `nbd://HOST[:PORT][/EXPORT]` | an export of an NBD server |
+| `nbd+unix:///[EXPORT]?socket=PATH` | the same over a Unix socket |
 | `qmp:SOCKET?device=NAME[&agent=SOCKET][&scratch=DIR]` | a disk of a running QEMU |
 | `memdiff:PATH?since=POINT` | a sparse file with what changed in a VM's memory since a point |
 
@@ -32,9 +32,9 @@ EXPORT_NAME_BYTES_MAX: Final = 4096
 _PARAMETERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "file": frozenset(),
-        "qcow2": frozenset({"bitmap", "tracking"}),
-        "nbd": frozenset({"bitmap"}),
-        "nbd+unix": frozenset({"socket", "bitmap"}),
+        "qcow2": frozenset({"tracking"}),
+        "nbd": frozenset(),
+        "nbd+unix": frozenset({"socket"}),
         "qmp": frozenset({"device", "agent", "scratch"}),
         "memdiff": frozenset({"since"}),
     }
