@@ -7,14 +7,11 @@ the coordinator in between, the session's id tells afterwards: if there is a rec
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
-from holdfast_coordinator.barrier import Barrier, Findings, not_durable
+from holdfast_coordinator.barrier import Barrier, Findings
 from holdfast_coordinator.commit_rules import (
     check_belongs,
     check_object_request,
@@ -23,7 +20,7 @@ from holdfast_coordinator.commit_rules import (
     new_object,
     new_point,
 )
-from holdfast_coordinator.damage import Damage
+from holdfast_coordinator.durability import Check, Checked, Durability
 from holdfast_coordinator.keyspace import TenantKeyspace, object_place, point_place
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.objects import Objects
@@ -33,8 +30,6 @@ from holdfast_coordinator.records import Stored, parse_number, still
 from holdfast_coordinator.sessions import Sessions
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
 from holdfast_coordinator.usage import UsageChange
-from holdfast_coordinator.view import ClusterView, LayoutSet
-from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import (
@@ -42,7 +37,6 @@ from holdfast_core.runtime.metadata.store import (
     Condition,
     Exists,
     MetadataStore,
-    ModRevisionIs,
     Operation,
     Put,
 )
@@ -51,22 +45,6 @@ from holdfast_proto.v1.state_pb2 import CommitObjectRequest, CommitPointRequest
 from holdfast_proto.v1.tenants_pb2 import Quota
 
 R = TypeVar("R", PointRecord, ObjectRecord)
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    """That everything named is durable, and while what holds."""
-
-    layout_revision: int
-    mark: Condition
-    findings: Findings
-
-    @property
-    def conditions(self) -> list[Condition]:
-        return [ModRevisionIs(keyspace.LAYOUT_HEAD, self.layout_revision), self.mark]
-
-
-Check = Callable[[Barrier, frozenset[bytes]], Awaitable[Findings]]
 
 
 class Commits:
@@ -81,15 +59,13 @@ class Commits:
         sessions: Sessions,
         points: Points,
         objects: Objects,
-        damage: Damage,
-        view: ClusterView,
-        barrier: Callable[[LayoutSet], Barrier],
+        durability: Durability,
         ring: KeyRing,
         clock: Clock,
         metrics: CoordinatorMetrics,
         quota: Quota,
     ) -> None:
-        """Bind to the store; `barrier` makes one for a set of layouts, `quota` is what the tenant may have."""
+        """Bind to the store; `quota` is what the tenant may have."""
         self._store = store
         self._space = space
         self._ledger = ledger
@@ -97,9 +73,7 @@ class Commits:
         self._sessions = sessions
         self._points = points
         self._objects = objects
-        self._damage = damage
-        self._view = view
-        self._barrier = barrier
+        self._durability = durability
         self._ring = ring
         self._clock = clock
         self._metrics = metrics
@@ -114,7 +88,7 @@ class Commits:
                 answer; CONFLICT under contention.
         """
         check_point_request(request)
-        checked: _Checked | None = None
+        checked: Checked | None = None
         for _ in range(ATTEMPTS_MAX):
             session = await self._sessions.find(request.session_id)
             if session is None:
@@ -126,19 +100,20 @@ class Commits:
             check_owner(caller, session.message, "commit")
             check_belongs(session.message, request)
             point = new_point(session.message, request, self._ring)
-            checked = await self._still_durable(checked, await self._point_check(session.message, point))
+            checked = await self._durability.still(checked, await self._point_check(session.message, point))
             if checked is None:
                 continue
             point.stats.under_replicated_blocks = checked.findings.under_replicated
             if await self._publish_point(caller.entry, session, point, checked) is Outcome.APPLIED:
                 self._metrics.committed("point")
+                self._metrics.volumes_read(volume.reading for volume in point.volumes)
                 return point
         raise contention(f"the commit of {request.session_id}")
 
     async def commit_object(self, request: CommitObjectRequest, caller: Caller) -> ObjectRecord:
         """Make a session's object visible; if it is already, return it. Raises as `commit_point`."""
         check_object_request(request)
-        checked: _Checked | None = None
+        checked: Checked | None = None
         for _ in range(ATTEMPTS_MAX):
             session = await self._sessions.find(request.session_id)
             if session is None:
@@ -153,7 +128,7 @@ class Commits:
             async def check(barrier: Barrier, damaged: frozenset[bytes], stored: ObjectRecord = stored) -> Findings:
                 return await barrier.check_object(stored, damaged)
 
-            checked = await self._still_durable(checked, check)
+            checked = await self._durability.still(checked, check)
             if checked is None:
                 continue
             stored.stats.under_replicated_blocks = checked.findings.under_replicated
@@ -165,49 +140,20 @@ class Commits:
     async def _point_check(self, session: SessionRecord, point: PointRecord) -> Check:
         """Return the check of a point against what its session builds on.
 
-        A parent or base that was forgotten meanwhile vouches no more by its record, so all is asked for.
+        A parent or base that was forgotten meanwhile vouches no more by its record, nor does a base whose VM was
+        discarded, so all is asked for.
         """
         parent = (await self._points.get(session.parent_id)).message if session.parent_id else None
-        base = (await self._points.get(session.base_id)).message if session.base_id else None
-        older = comparable(point.volumes, parent, base)
+        base = await self._points.find(session.base_id) if session.base_id else None
+        older = comparable(point.volumes, parent, base.message if base else None)
 
         async def check(barrier: Barrier, damaged: frozenset[bytes]) -> Findings:
             return await barrier.check_volumes(point.volumes, older, damaged)
 
         return check
 
-    async def _still_durable(self, before: _Checked | None, check: Check) -> _Checked | None:
-        """Check unless an earlier check of this commit still holds; None: layouts or damage changed, decide anew.
-
-        Raises:
-            HoldfastError: what the barrier raises; NOT_DURABLE for blocks that are damaged and stay so.
-        """
-        mark = await self._damage.mark()
-        layout_set = await self._view.current_layouts()
-        if before is not None and (before.layout_revision, before.mark) == (layout_set.revision, mark):
-            return before
-        if layout_set.newest is None:
-            raise HoldfastError(ErrorCode.NOT_READY, "there is no layout yet, so nothing can be durable")
-        damaged = await self._damage.ids()
-        with self._metrics.barrier():
-            try:
-                findings = await check(self._barrier(layout_set), damaged)
-            except HoldfastError as error:
-                if error.code is not ErrorCode.WRONG_EPOCH:
-                    raise
-                # A node knows a newer layout than we read: it is in the store by now.
-                await self._view.fresh()
-                return None
-            if findings.suspects:
-                lost = await self._damage.heal(findings.suspects, layout_set.layouts)
-                if lost:
-                    raise not_durable(lost)
-                # The records are gone, so the next round vouches again; what was reported meanwhile it sees too.
-                return None
-        return _Checked(layout_set.revision, mark, findings)
-
     async def _publish_point(
-        self, entry: Entry, session: Stored[SessionRecord], point: PointRecord, checked: _Checked
+        self, entry: Entry, session: Stored[SessionRecord], point: PointRecord, checked: Checked
     ) -> Outcome:
         number_key = self._space.point_number(point.vm_id)
         number = await self._store.get(number_key)
@@ -230,11 +176,16 @@ class Commits:
             Put(number_key, str(point.number).encode()),
             *self._sessions.closing(session.message),
         ]
+        if point.definition_name:
+            definition = await self._store.get(self._space.point_definition(point.point_id))
+            if definition is not None:
+                # Off the lease. Should it have ended by now, so has the session, and nothing of this is applied.
+                operations.append(Put(definition.key, definition.value))
         usage = UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=point.charged_bytes)
         return await self._ledger.apply(entry, conditions, operations, usage if point.charged_bytes else None)
 
     async def _publish_object(
-        self, entry: Entry, session: Stored[SessionRecord], stored: ObjectRecord, checked: _Checked
+        self, entry: Entry, session: Stored[SessionRecord], stored: ObjectRecord, checked: Checked
     ) -> Outcome:
         stored.created_unix_ms = self._clock.now_unix_ms()
         place = object_place(stored.task_id, stored.created_unix_ms, stored.storage_id)

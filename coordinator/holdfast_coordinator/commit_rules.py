@@ -8,10 +8,27 @@ from typing import Final
 from holdfast_coordinator.vms import check_block_bytes
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing
-from holdfast_core.model.limits import BLOCK_ID_BYTES, VOLUME_SIZE_BYTES_MAX, VOLUMES_PER_VM_MAX
-from holdfast_core.model.names import check_volume_name
+from holdfast_core.model.lifecycle import KEEP_DIGEST_BYTES
+from holdfast_core.model.limits import (
+    BLOCK_ID_BYTES,
+    LABEL_NAME_CHARS_MAX,
+    READING_NOTE_CHARS_MAX,
+    VOLUME_SIZE_BYTES_MAX,
+    VOLUMES_PER_VM_MAX,
+)
+from holdfast_core.model.names import check_id, check_name, check_volume_name
 from holdfast_core.model.records import object_mac, point_mac
-from holdfast_proto.v1.records_pb2 import Consistency, ObjectRecord, PointRecord, SessionRecord, VolumeRecord
+from holdfast_proto.v1.records_pb2 import (
+    OBJECT_FORM_FILES,
+    Consistency,
+    ObjectForm,
+    ObjectOrigin,
+    ObjectRecord,
+    PointRecord,
+    Reading,
+    SessionRecord,
+    VolumeRecord,
+)
 from holdfast_proto.v1.state_pb2 import CommitObjectRequest, CommitPointRequest
 
 MAC_BYTES: Final = 32
@@ -49,6 +66,12 @@ def check_object_request(request: CommitObjectRequest) -> None:
         raise _refused("an empty object has no root and no cuts, any other has both")
     if request.block_count > request.size_bytes:
         raise _refused(f"the object has {request.block_count} cuts in {request.size_bytes} bytes")
+    if request.form not in ObjectForm.values():
+        raise _refused(f"the object's form {request.form} is not known")
+    if request.HasField("origin"):
+        if request.form != OBJECT_FORM_FILES:
+            raise _refused("only an object that is a set of files says where its files come from")
+        _check_origin(request.origin)
     _check_mac(request.mac)
 
 
@@ -81,6 +104,8 @@ def new_point(session: SessionRecord, request: CommitPointRequest, ring: KeyRing
         mac=request.mac,
         stats=request.stats,
         tenant=ring.tenant,
+        labels=session.labels,
+        definition_name=session.definition_name,
     )
     if ring.has_data and point.mac != point_mac(
         ring,
@@ -111,6 +136,8 @@ def new_object(session: SessionRecord, request: CommitObjectRequest, ring: KeyRi
         stats=request.stats,
         block_count=request.block_count,
         tenant=ring.tenant,
+        form=request.form,
+        origin=request.origin if request.HasField("origin") else None,
     )
     if ring.has_data and stored.mac != object_mac(
         ring,
@@ -158,6 +185,26 @@ def _check_volume(volume: VolumeRecord) -> None:
         raise _refused(f"the volume {volume.name} has a root without blocks, or blocks without a root")
     if volume.consistency not in Consistency.values() or not volume.consistency:
         raise _refused(f"the volume {volume.name} does not say how its source stood")
+    if volume.reading not in Reading.values():
+        raise _refused(f"the volume {volume.name} says in no known way how it was read")
+    if len(volume.reading_note) > READING_NOTE_CHARS_MAX:
+        raise _refused(
+            f"the note on how the volume {volume.name} was read has {len(volume.reading_note)} characters; "
+            f"{READING_NOTE_CHARS_MAX} are allowed"
+        )
+
+
+def _check_origin(origin: ObjectOrigin) -> None:
+    if origin.vm_id or origin.point_id or origin.volume:
+        check_name(origin.vm_id, "VM name")
+        check_id(origin.point_id, "point id")
+        check_volume_name(origin.volume)
+    if bool(origin.keep_rule) != bool(origin.keep_digest) or len(origin.keep_digest) not in (0, KEEP_DIGEST_BYTES):
+        raise _refused("an object names a keep rule with its digest, or neither")
+    if origin.keep_rule:
+        check_name(origin.keep_rule, "keep rule's name", chars_max=LABEL_NAME_CHARS_MAX)
+        if not origin.point_id:
+            raise _refused(f"an object that fulfils the keep rule {origin.keep_rule} names the point it comes from")
 
 
 def _check_root(root: bytes, what: str) -> None:

@@ -26,7 +26,10 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `node/leases/NODE` | empty; alive while the node is up | node |
 | `t/T/keys` | WrappedSecret of TenantKeys | |
 | `t/T/usage` | Usage; absent until the first change | |
-| `t/T/vms/VM` | VmRecord | |
+| `t/T/vms/VM` | VmRecord, without the definition | |
+| `t/T/definitions/vms/VM` | the VM's definition, as it was given; absent for none | |
+| `t/T/definitions/points/POINT` | the definition of the point, or of the open session; absent for none | session |
+| `t/T/discards/VM` | DiscardVmResponse: what is done so far, then the receipt | a day, once it is the receipt |
 | `t/T/points/VM/NUMBER` | PointRecord; NUMBER in twelve digits, so that a VM's points are one range, oldest first | |
 | `t/T/point-ids/POINT` | `VM/NUMBER` | |
 | `t/T/point-numbers/VM` | decimal number of the VM's newest point | |
@@ -138,6 +141,9 @@ class TenantKeyspace:
         self.keys: Final = root + "keys"
         self.usage: Final = root + "usage"
         self.vms_prefix: Final = root + "vms/"
+        self.vm_definitions_prefix: Final = root + "definitions/vms/"
+        self.point_definitions_prefix: Final = root + "definitions/points/"
+        self.discards_prefix: Final = root + "discards/"
         self.points_prefix: Final = root + "points/"
         self.point_ids_prefix: Final = root + "point-ids/"
         self.objects_prefix: Final = root + "objects/"
@@ -151,6 +157,18 @@ class TenantKeyspace:
     def vm(self, vm_id: str) -> str:
         """Key of a VM's registration."""
         return self.vms_prefix + vm_id
+
+    def vm_definition(self, vm_id: str) -> str:
+        """Key of a VM's definition."""
+        return self.vm_definitions_prefix + vm_id
+
+    def point_definition(self, point_id: str) -> str:
+        """Key of the definition that a point has, or the session that makes it."""
+        return self.point_definitions_prefix + point_id
+
+    def discard(self, vm_id: str) -> str:
+        """Key of what is done of a VM's discarding, and then of its receipt."""
+        return self.discards_prefix + vm_id
 
     def points_of(self, vm_id: str) -> str:
         """Prefix of a VM's points, oldest first."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from holdfast_core.runtime.clock import Clock
+from holdfast_proto.v1.records_pb2 import Reading
 
 # Seconds. A small object's barrier takes milliseconds, a terabyte's minutes.
 _BARRIER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
@@ -22,6 +23,16 @@ class CoordinatorMetrics:
         self._clock = clock
         self._commits = Counter(
             "holdfast_commits", "Records made visible by this coordinator.", ("kind",), registry=registry
+        )
+        self._volumes_read = Counter(
+            "holdfast_volumes_read",
+            "Volumes of points that this coordinator committed, by how they were read; distrusted means that a sample "
+            "contradicted the change tracker.",
+            ("reading",),
+            registry=registry,
+        )
+        self._vms_discarded = Counter(
+            "holdfast_vms_discarded", "VMs whose discarding this coordinator ended.", registry=registry
         )
         self._sessions_begun = Counter(
             "holdfast_sessions_begun", "Sessions opened or resumed by this coordinator.", ("kind",), registry=registry
@@ -43,6 +54,15 @@ class CoordinatorMetrics:
     def committed(self, kind: str) -> None:
         """Count a commit; `kind` is "point" or "object"."""
         self._commits.labels(kind).inc()
+
+    def volumes_read(self, readings: Iterable[Reading.ValueType]) -> None:
+        """Count how the volumes of a committed point were read."""
+        for reading in readings:
+            self._volumes_read.labels(Reading.Name(reading).removeprefix("READING_").lower()).inc()
+
+    def discarded(self) -> None:
+        """Count a VM that was discarded."""
+        self._vms_discarded.inc()
 
     def begun(self, kind: str) -> None:
         """Count a session."""

@@ -14,6 +14,7 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import BACKUP_PREFIX, OBJECT_PREFIX
 from holdfast_proto.v1.records_pb2 import SessionRecord
 
+APP_LIST = "app.list"
 APP_READ = "app.read"
 APP_WRITE = "app.write"
 BACKUP_CREATE = "backup.create"

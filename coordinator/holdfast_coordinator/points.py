@@ -13,7 +13,7 @@ from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
 from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
-from holdfast_core.runtime.metadata.store import Condition, MetadataStore, Operation, Put
+from holdfast_core.runtime.metadata.store import Condition, Delete, MetadataStore, Operation, Put
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
 from holdfast_proto.v1.tenants_pb2 import Quota
 
@@ -38,8 +38,10 @@ class Points:
         place = await self._store.get(self._space.point_id(point_id))
         if place is None:
             return None
-        # Discarding a VM removes both keys at once, so that either read may find nothing.
-        return await load(self._store, self._space.point(place.value.decode()), PointRecord)
+        # Discarding a VM removes both keys at once, so that either read may find nothing; a new VM of its name may even
+        # have its first point there by now.
+        found = await load(self._store, self._space.point(place.value.decode()), PointRecord)
+        return found if found is not None and found.message.point_id == point_id else None
 
     async def get(self, point_id: str, *, what: str = "point") -> Stored[PointRecord]:
         """Return a point or lineage stub; `what` names it in the message.
@@ -51,6 +53,13 @@ class Points:
         if found is None:
             raise HoldfastError(ErrorCode.NOT_FOUND, f"there is no {what} {point_id}")
         return found
+
+    async def whole(self, point: PointRecord) -> PointRecord:
+        """Return the point with the definition that its VM had; everything else of this class leaves that out."""
+        if point.definition_name:
+            item = await self._store.get(self._space.point_definition(point.point_id))
+            point.definition = item.value if item else b""
+        return point
 
     async def of_vm(self, vm_id: str) -> Sequence[Stored[PointRecord]]:
         """Return a VM's points, oldest first, lineage stubs included; nothing for an unknown VM.
@@ -102,6 +111,8 @@ class Points:
             heir = await self._heir(found.message)
             conditions: list[Condition] = [found.unchanged, still(number_key, number)]
             operations: list[Operation] = [Put(found.key, stub_of(found.message).SerializeToString())]
+            if found.message.definition_name:
+                operations.append(Delete(self._space.point_definition(point_id)))
             freed = found.message.charged_bytes
             if heir is not None:
                 before = heir.message.charged_bytes

@@ -9,7 +9,7 @@ The id is made from the caller's nonce, so that the same Begin sent again, to an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast_coordinator import keyspace
@@ -22,11 +22,11 @@ from holdfast_coordinator.points import Points, roots_of
 from holdfast_coordinator.records import Stored, load, parse_number, still
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
 from holdfast_coordinator.usage import UsageChange, changed
-from holdfast_coordinator.vms import Vms
+from holdfast_coordinator.vms import Vms, check_lives
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import BACKUP_PREFIX, OBJECT_PREFIX, SNAPSHOT_PREFIX, check_id, check_name, make_id
 from holdfast_core.runtime.clock import Clock
-from holdfast_core.runtime.metadata.store import Absent, Condition, Delete, MetadataStore, Operation, Put
+from holdfast_core.runtime.metadata.store import Absent, Condition, Delete, KeyValue, MetadataStore, Operation, Put
 from holdfast_proto.v1.records_pb2 import PointRecord, SessionRecord, VmRecord
 from holdfast_proto.v1.state_pb2 import BeginObjectRequest, BeginPointRequest
 from holdfast_proto.v1.tenants_pb2 import Quota
@@ -54,6 +54,7 @@ class _Plan:
     conditions: list[Condition] = field(default_factory=list)
     fencing: list[Operation] = field(default_factory=list)
     takeover_of: str = ""
+    definition: bytes = b""
 
 
 class Sessions:
@@ -90,13 +91,18 @@ class Sessions:
         self._quota = quota
         self.ttl_s = ttl_s
 
-    async def begin_point(self, request: BeginPointRequest, entry: Entry) -> PointSession:
+    async def begin_point(
+        self, request: BeginPointRequest, entry: Entry, *, may_list: Callable[[str], bool]
+    ) -> PointSession:
         """Open a session for a point, or find the one that the same request of the same principal opened.
+
+        A snapshot without a base takes the VM's template as its base while that point lives and is of a VM whose points
+        the caller may list, which `may_list` tells.
 
         Raises:
             HoldfastError: NOT_FOUND, MISMATCH, NO_PARENT for what it names; BUSY with `seconds_left` while another
                 session holds the VM; ALREADY_EXISTS if the nonce was used for something else; INVALID_ARGUMENT;
-                QUOTA_EXCEEDED; CONFLICT under contention.
+                QUOTA_EXCEEDED; CONFLICT under contention, or if the VM is being discarded.
         """
         session_id = _session_id(BACKUP_PREFIX if request.incremental else SNAPSHOT_PREFIX, request.nonce)
         check_name(request.vm_id, "VM name")
@@ -110,7 +116,7 @@ class Sessions:
             if resumed is not None:
                 entry.repeated()
                 return resumed
-            plan = await self._plan(request, session_id)
+            plan = await self._plan(request, session_id, may_list)
             if plan is None:
                 continue
             await self._check_room(objects=0)
@@ -121,10 +127,17 @@ class Sessions:
             record.pinned_roots = b"".join(
                 root for point in (plan.parent, plan.base) if point for root in roots_of(point.volumes)
             )
-            holds_vm = Put(self._space.vm_session(request.vm_id), session_id.encode(), record.lease_id)
+            record.labels.extend(plan.vm.labels)
+            held: list[Operation] = [
+                Put(self._space.vm_session(request.vm_id), session_id.encode(), record.lease_id),
+                *plan.fencing,
+            ]
+            if plan.definition:
+                record.definition_name = plan.vm.definition_name
+                held.append(Put(self._space.point_definition(session_id), plan.definition, record.lease_id))
             entry.details.update({"parent": record.parent_id} if record.parent_id else {})
             entry.details.update({"takeover_of": plan.takeover_of} if plan.takeover_of else {})
-            if await self._open(entry, record, plan.conditions, [holds_vm, *plan.fencing]):
+            if await self._open(entry, record, plan.conditions, held):
                 return PointSession(record, plan.vm, plan.parent, plan.base)
         raise contention(f"the session for {request.vm_id}")
 
@@ -200,7 +213,10 @@ class Sessions:
                 caller.entry.repeated()
                 return
             check_owner(caller, found.message, "abort")
-            outcome = await self._ledger.apply(caller.entry, [found.the_same], self.closing(found.message))
+            ending = self.closing(found.message)
+            if found.message.definition_name:
+                ending.append(Delete(self._space.point_definition(session_id)))
+            outcome = await self._ledger.apply(caller.entry, [found.the_same], ending)
             if outcome is Outcome.APPLIED:
                 return
         raise contention(f"the end of the session {session_id}")
@@ -226,12 +242,14 @@ class Sessions:
             return None
         vm = (await self._vms.get(vm_id)).message
         parent = (await self._points.get(record.parent_id)).message if record.parent_id else None
-        base = (await self._points.get(record.base_id)).message if record.base_id else None
-        return PointSession(record, vm, parent, base)
+        # The base's VM may have been discarded meanwhile: then there is nothing more to take from it.
+        base = await self._points.find(record.base_id) if record.base_id else None
+        return PointSession(record, vm, parent, base.message if base else None)
 
-    async def _plan(self, request: BeginPointRequest, session_id: str) -> _Plan | None:
+    async def _plan(self, request: BeginPointRequest, session_id: str, may_list: Callable[[str], bool]) -> _Plan | None:
         """Read all that a new session depends on; None if it changed meanwhile."""
         vm = await self._vms.get(request.vm_id)
+        check_lives(vm.message)
         # Read before the points: any point that becomes visible later changes it, and so the newest parent stays so.
         number_key = self._space.point_number(request.vm_id)
         number = await self._store.get(number_key)
@@ -241,14 +259,31 @@ class Sessions:
             parent = await self._parent(request)
             plan.parent = parent.message
             plan.conditions.append(parent.unchanged)
+        base = await self._base(request, vm.message, may_list)
+        if base is not None:
+            plan.base = base.message
+            if plan.parent is None or base.message.point_id != plan.parent.point_id:
+                plan.conditions.append(base.unchanged)
+        if vm.message.definition_name:
+            # Whoever replaces it writes the registration too, and that is compared.
+            definition = await self._store.get(self._space.vm_definition(request.vm_id))
+            plan.definition = definition.value if definition else b""
+        return plan if await self._plan_holder(request, session_id, plan) else None
+
+    async def _base(
+        self, request: BeginPointRequest, vm: VmRecord, may_list: Callable[[str], bool]
+    ) -> Stored[PointRecord] | None:
         if request.base_id:
             base = await self._points.get(request.base_id, what="base point")
             if base.message.forgotten:
                 raise HoldfastError(ErrorCode.NOT_FOUND, f"the base point {request.base_id} was forgotten")
-            plan.base = base.message
-            if plan.parent is None or base.message.point_id != plan.parent.point_id:
-                plan.conditions.append(base.unchanged)
-        return plan if await self._plan_holder(request, session_id, plan) else None
+            return base
+        if not vm.template_id or request.incremental:
+            return None
+        template = await self._points.find(vm.template_id)
+        if template is None or template.message.forgotten or not may_list(template.message.vm_id):
+            return None
+        return template
 
     async def _parent(self, request: BeginPointRequest) -> Stored[PointRecord]:
         for point_id, what in ((request.snapshot_id, "snapshot"), (request.parent_id, "parent")):
@@ -270,9 +305,8 @@ class Sessions:
         Raises:
             HoldfastError: BUSY while another session holds it and the request does not take over.
         """
-        key = self._space.vm_session(request.vm_id)
-        holder = await self._store.get(key)
-        plan.conditions.append(still(key, holder))
+        holder = await self._store.get(self._space.vm_session(request.vm_id))
+        plan.conditions.append(still(self._space.vm_session(request.vm_id), holder))
         if holder is None:
             return True
         holder_id = holder.value.decode()
@@ -282,15 +316,33 @@ class Sessions:
             plan.fencing.append(Delete(self._space.session(holder_id)))
             plan.takeover_of = holder_id
             return True
+        await self._check_ended(request.vm_id, holder)
+        return False
+
+    async def check_unheld(self, vm_id: str) -> Condition:
+        """Return the condition that no session holds the VM.
+
+        Raises:
+            HoldfastError: BUSY with `seconds_left` while one does.
+        """
+        key = self._space.vm_session(vm_id)
+        holder = await self._store.get(key)
+        if holder is not None:
+            await self._check_ended(vm_id, holder)
+        return Absent(key)
+
+    async def _check_ended(self, vm_id: str, holder: KeyValue) -> None:
+        """Return if the lease of who held the VM has ended just now. Raises BUSY."""
         try:
             left_s = await self._store.lease_left(holder.lease_id)
         except HoldfastError as error:
             if error.code is ErrorCode.NOT_FOUND:
-                return False
+                return
             raise
+        holder_id = holder.value.decode()
         raise HoldfastError(
             ErrorCode.BUSY,
-            f"the VM {request.vm_id} is held by the session {holder_id} for another {math.ceil(left_s)} s unless that "
+            f"the VM {vm_id} is held by the session {holder_id} for another {math.ceil(left_s)} s unless that "
             "is kept alive; wait, or take over",
             facts={"seconds_left": str(math.ceil(left_s)), "session_id": holder_id},
         )

@@ -16,6 +16,7 @@ from holdfast_coordinator.grants import OBJECT_KINDS, POINT_KINDS, Token, check_
 from holdfast_coordinator.layouts import check_accepts_writes
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.ownership import (
+    APP_LIST,
     APP_READ,
     CLUSTER_READ,
     POINT_LIST,
@@ -55,14 +56,23 @@ class StateService(StateServiceServicer):
         """Register a VM; idempotent if identical."""
         call = current_call()
         call.require(of_vm(check_name(request.vm.vm_id, "VM name")))
-        vm = await call.of.vms.register(request.vm, replace=request.replace, entry=call.entry)
+
+        async def check_template(point_id: str) -> None:
+            template = (await call.of.points.get(point_id, what="template")).message
+            if template.forgotten:
+                raise HoldfastError(ErrorCode.NOT_FOUND, f"the template {point_id} was forgotten; name a living point")
+            check_may(call, POINT_LIST, of_vm(template.vm_id))
+
+        vm = await call.of.vms.register(
+            request.vm, replace=request.replace, check_template=check_template, entry=call.entry
+        )
         return pb.RegisterVmResponse(vm=vm)
 
     async def GetVm(self, request: pb.GetVmRequest, context: Context) -> pb.GetVmResponse:
         """Return one VM."""
         call = current_call()
         call.require(of_vm(check_name(request.vm_id, "VM name")))
-        return pb.GetVmResponse(vm=(await call.of.vms.get(request.vm_id)).message)
+        return pb.GetVmResponse(vm=await call.of.vms.get_whole(request.vm_id))
 
     async def ListVms(self, request: pb.ListVmsRequest, context: Context) -> pb.ListVmsResponse:
         """List the VMs that the caller may list."""
@@ -84,7 +94,9 @@ class StateService(StateServiceServicer):
         if request.base_id:
             base = await call.of.points.get(request.base_id, what="base point")
             check_may(call, POINT_LIST, of_vm(base.message.vm_id))
-        session = await call.of.sessions.begin_point(request, call.entry)
+        session = await call.of.sessions.begin_point(
+            request, call.entry, may_list=lambda vm_id: call.may(POINT_LIST, of_vm(vm_id))
+        )
         self._metrics.begun("point")
         damaged = await call.of.damage.ids() if session.parent or session.base else frozenset()
         return pb.BeginPointResponse(
@@ -125,7 +137,7 @@ class StateService(StateServiceServicer):
     async def GetPoint(self, request: pb.GetPointRequest, context: Context) -> pb.GetPointResponse:
         """Return one point."""
         call = current_call()
-        return pb.GetPointResponse(point=await self._point(call, request.point_id))
+        return pb.GetPointResponse(point=await call.of.points.whole(await self._point(call, request.point_id)))
 
     async def ListPoints(self, request: pb.ListPointsRequest, context: Context) -> pb.ListPointsResponse:
         """List a VM's points, oldest first; an unknown VM without any is NOT_FOUND."""
@@ -146,7 +158,7 @@ class StateService(StateServiceServicer):
         point = await call.of.points.resolve(request.snapshot_id, request.backup_id)
         call.entry.details["point"] = point.point_id
         return pb.ResolvePointResponse(
-            point=point,
+            point=await call.of.points.whole(point),
             vm=await call.of.vms.find(point.vm_id),
             grant=call.of.grants.reader_grant(await self._readable(), POINT_KINDS),
         )
@@ -247,7 +259,11 @@ class StateService(StateServiceServicer):
         """End a VM's life, once what its keep rules name is durable."""
         call = current_call()
         call.require(of_vm(check_name(request.vm_id, "VM name")))
-        return await call.of.discards.discard(request, call.entry)
+
+        def check_kept(task_id: str) -> None:
+            check_may(call, APP_LIST, of_task(task_id))
+
+        return await call.of.discards.discard(request, call.entry, check_kept=check_kept)
 
     async def _point(self, call: Call, point_id: str, *, what: str = "point") -> PointRecord:
         """Return a point that the caller may have; an id tells nothing before it is looked up.

@@ -10,6 +10,7 @@ from holdfast_coordinator.commit import Commits
 from holdfast_coordinator.damage import Damage
 from holdfast_coordinator.damage_scope import DamageScope
 from holdfast_coordinator.discard import Discards
+from holdfast_coordinator.durability import Durability
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keyspace import TenantKeyspace
@@ -91,6 +92,7 @@ def open_tenant(
         pool.update(view.state.nodes)
         return Barrier(pool, layout_set.layouts, grants, ring.opener())
 
+    durability = Durability(damage=damage, view=view, barrier=barrier, metrics=metrics)
     commits = Commits(
         store,
         space,
@@ -98,16 +100,23 @@ def open_tenant(
         sessions=sessions,
         points=points,
         objects=objects,
-        damage=damage,
-        view=view,
-        barrier=barrier,
+        durability=durability,
         ring=ring,
         clock=clock,
         metrics=metrics,
         quota=record.quota,
     )
-    discards = Discards(store, space, ledger, vms=vms, points=points, clock=clock, quota=record.quota)
-    stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
-    return Tenant(
-        record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats
+    discards = Discards(
+        store,
+        space,
+        ledger,
+        vms=vms,
+        objects=objects,
+        sessions=sessions,
+        durability=durability,
+        clock=clock,
+        metrics=metrics,
+        quota=record.quota,
     )
+    stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
+    return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats)

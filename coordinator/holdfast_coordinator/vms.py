@@ -1,17 +1,21 @@
-"""Registrations of VMs: which volumes a VM has and where they are read from."""
+"""Registrations of VMs: their volumes and where those are read from, and what a VM carries beside them.
+
+A definition has a key of its own, so that lists of VMs stay small whatever their definitions are.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
-from holdfast_coordinator.records import Stored, load, parse, still
+from holdfast_coordinator.records import ANSWER_BYTES_MAX, Stored, load, parse, still
 from holdfast_coordinator.transactions import Outcome
 from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.lifecycle import check_definition, checked_keep, checked_labels
 from holdfast_core.model.limits import (
     LIST_ITEMS_MAX,
     VOLUME_BLOCK_BYTES_DEFAULT,
@@ -19,20 +23,20 @@ from holdfast_core.model.limits import (
     VOLUME_BLOCK_BYTES_MIN,
     VOLUMES_PER_VM_MAX,
 )
-from holdfast_core.model.names import check_name, check_volume_name
+from holdfast_core.model.names import check_id, check_name, check_volume_name
 from holdfast_core.model.uris import check_volume_uri
 from holdfast_core.runtime.clock import Clock
-from holdfast_core.runtime.metadata.store import MetadataStore, Put
+from holdfast_core.runtime.metadata.store import Delete, MetadataStore, Operation, Put
 from holdfast_proto.v1.records_pb2 import CodecChoice, VmRecord, VolumeSpec
 from holdfast_proto.v1.tenants_pb2 import Quota
 
 
 def normalised(vm: VmRecord) -> VmRecord:
-    """Return a registration in its one stored form: volumes by name, defaults filled in, no time. Pure.
+    """Return a registration in its one form: volumes, labels and rules by name, defaults filled in, no time. Pure.
 
     Raises:
         HoldfastError: INVALID_ARGUMENT if a name, URI, block size or codec is wrong, a name comes twice, or there is no
-            volume; LIMIT_EXCEEDED for too many volumes.
+            volume; LIMIT_EXCEEDED for too many volumes; both as `model.lifecycle` for the rest.
     """
     check_name(vm.vm_id, "VM name")
     if not vm.volumes:
@@ -46,7 +50,18 @@ def normalised(vm: VmRecord) -> VmRecord:
     for volume, following in itertools.pairwise(volumes):
         if volume.name == following.name:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"the volume {volume.name} is named twice")
-    return VmRecord(vm_id=vm.vm_id, volumes=volumes)
+    check_definition(vm.definition, vm.definition_name)
+    if vm.template_id:
+        check_id(vm.template_id, "template's id")
+    return VmRecord(
+        vm_id=vm.vm_id,
+        volumes=volumes,
+        labels=checked_labels(vm.labels),
+        definition=vm.definition,
+        definition_name=vm.definition_name,
+        template_id=vm.template_id,
+        keep=checked_keep(vm.keep, [volume.name for volume in volumes]),
+    )
 
 
 def check_block_bytes(block_bytes: int, volume: str) -> int:
@@ -77,6 +92,7 @@ def _normalised_volume(volume: VolumeSpec) -> VolumeSpec:
         block_bytes=check_block_bytes(volume.block_bytes or VOLUME_BLOCK_BYTES_DEFAULT, volume.name),
         live=volume.live,
         codec=volume.codec,
+        no_delta=volume.no_delta,
     )
 
 
@@ -93,42 +109,79 @@ class Vms:
         self._clock = clock
         self._quota = quota
 
-    async def register(self, vm: VmRecord, *, replace: bool, entry: Entry) -> VmRecord:
+    async def register(
+        self, vm: VmRecord, *, replace: bool, check_template: Callable[[str], Awaitable[None]], entry: Entry
+    ) -> VmRecord:
         """Register a VM and return the record; the same registration again changes nothing.
 
+        `check_template` is asked about the point that a new registration takes as its template, and raises if it may
+        not be taken.
+
         Raises:
-            HoldfastError: as `normalised`; ALREADY_EXISTS if the name has another registration and `replace` is not
-                set; QUOTA_EXCEEDED; CONFLICT if another caller registered it meanwhile.
+            HoldfastError: as `normalised` and `check_template`; ALREADY_EXISTS if the name has another registration and
+                `replace` is not set; QUOTA_EXCEEDED; CONFLICT if another caller registered it meanwhile, or if it is
+                being discarded.
         """
         wanted = normalised(vm)
-        key = self._space.vm(wanted.vm_id)
-        item = await self._store.get(key)
-        present = None if item is None else parse(item, VmRecord).message
+        item = await self._store.get(self._space.vm(wanted.vm_id))
+        present = None if item is None else await self._whole(parse(item, VmRecord))
         if present is not None:
-            if _same(present, wanted):
+            check_lives(present.message)
+            if _same(present.message, wanted):
                 entry.repeated()
-                return present
+                return present.message
             if not replace:
                 raise HoldfastError(
                     ErrorCode.ALREADY_EXISTS,
-                    f"the VM {wanted.vm_id} is registered with other volumes; replace the registration explicitly",
+                    f"the VM {wanted.vm_id} is registered otherwise; replace the registration explicitly",
                 )
-        wanted.created_unix_ms = self._clock.now_unix_ms() if present is None else present.created_unix_ms
+        if wanted.template_id and (present is None or present.message.template_id != wanted.template_id):
+            await check_template(wanted.template_id)
+        wanted.created_unix_ms = self._clock.now_unix_ms() if present is None else present.message.created_unix_ms
         usage = UsageChange(tenant=self._space.tenant, quota=self._quota, vms=1) if present is None else None
-        operations = [Put(key, wanted.SerializeToString())]
-        if await self._ledger.apply(entry, [still(key, item)], operations, usage) is Outcome.APPLIED:
+        unchanged = still(self._space.vm(wanted.vm_id), item)
+        operations = self._writing(wanted, None if present is None else present.message)
+        if await self._ledger.apply(entry, [unchanged], operations, usage) is Outcome.APPLIED:
             return wanted
         # Somebody registered it in between: identical is as good as ours, anything else is theirs to keep.
-        now = await self.get(wanted.vm_id)
-        if _same(now.message, wanted):
+        now = await self.get_whole(wanted.vm_id)
+        if _same(now, wanted):
             entry.repeated()
-            return now.message
+            return now
         raise HoldfastError(
             ErrorCode.CONFLICT, f"the VM {wanted.vm_id} was registered by someone else at the same time"
         )
 
+    def _writing(self, vm: VmRecord, present: VmRecord | None) -> list[Operation]:
+        """Return the operations that write a registration over the present one."""
+        definition_key = self._space.vm_definition(vm.vm_id)
+        operations: list[Operation] = [Put(self._space.vm(vm.vm_id), without_definition(vm).SerializeToString())]
+        if vm.definition:
+            operations.append(Put(definition_key, vm.definition))
+        elif present is not None and present.definition_name:
+            operations.append(Delete(definition_key))
+        if present is None:
+            # The receipt of an earlier VM of this name, which would be taken for this one's.
+            operations.append(Delete(self._space.discard(vm.vm_id)))
+        return operations
+
+    async def _whole(self, stored: Stored[VmRecord]) -> Stored[VmRecord]:
+        """Return the registration with its definition, newer if it was replaced meanwhile."""
+        while stored.message.definition_name:
+            item = await self._store.get(self._space.vm_definition(stored.message.vm_id))
+            again = await self.get(stored.message.vm_id)
+            if again.mod_revision == stored.mod_revision:
+                stored.message.definition = item.value if item else b""
+                break
+            stored = again
+        return stored
+
+    async def get_whole(self, vm_id: str) -> VmRecord:
+        """Return a VM's registration with its definition. Raises as `get`."""
+        return (await self._whole(await self.get(vm_id))).message
+
     async def get(self, vm_id: str) -> Stored[VmRecord]:
-        """Return a VM's registration.
+        """Return a VM's registration without its definition.
 
         Raises:
             HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed name.
@@ -140,7 +193,7 @@ class Vms:
         return found
 
     async def find(self, vm_id: str) -> VmRecord | None:
-        """Return a VM's registration, None if it is gone."""
+        """Return a VM's registration without its definition, None if it is gone."""
         found = await load(self._store, self._space.vm(vm_id), VmRecord)
         return None if found is None else found.message
 
@@ -148,7 +201,7 @@ class Vms:
         """Return VMs whose names sort above `after`, and whether there may be more; `limit` 0 means the most allowed.
 
         VMs of which `allowed` says no are left out. It reads on until there is one to return or no more to read, so
-        that an answer without a VM is the last one.
+        that an answer without a VM is the last one. Definitions are left out.
         """
         if after:
             check_name(after, "VM name")
@@ -159,11 +212,45 @@ class Vms:
             vms = [parse(item, VmRecord).message for item in page.items]
             kept = [vm for vm in vms if allowed(vm.vm_id)]
             if kept or not page.more:
-                return kept[:count], page.more or len(kept) > count
+                told = _fitting(kept[:count])
+                return told, page.more or len(kept) > len(told)
             # Small pages are for small answers, not for looking through what the caller may not see.
             place, portion = page.items[-1].key, LIST_ITEMS_MAX
 
 
+def check_lives(vm: VmRecord) -> None:
+    """Check that a VM is not being discarded. Raises CONFLICT."""
+    if vm.discarding_unix_ms:
+        raise HoldfastError(
+            ErrorCode.CONFLICT,
+            f"the VM {vm.vm_id} is being discarded; discard it once more, which goes on where that stopped",
+        )
+
+
+def without_definition(vm: VmRecord) -> VmRecord:
+    """Return a copy of a registration as its key holds it. Pure."""
+    bare = VmRecord()
+    bare.CopyFrom(vm)
+    bare.ClearField("definition")
+    return bare
+
+
+def _fitting(vms: Sequence[VmRecord]) -> Sequence[VmRecord]:
+    """Return as many of the VMs, from the first on and at least one, as one answer holds."""
+    total = 0
+    for at, vm in enumerate(vms):
+        total += vm.ByteSize()
+        if at and total > ANSWER_BYTES_MAX:
+            return vms[:at]
+    return vms
+
+
 def _same(one: VmRecord, other: VmRecord) -> bool:
-    """Whether two registrations are the same but for the time."""
-    return list(one.volumes) == list(other.volumes)
+    """Whether two registrations are the same but for the times."""
+    copies = []
+    for vm in (one, other):
+        copies.append(VmRecord())
+        copies[-1].CopyFrom(vm)
+        copies[-1].ClearField("created_unix_ms")
+        copies[-1].ClearField("discarding_unix_ms")
+    return copies[0] == copies[1]

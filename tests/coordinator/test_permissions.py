@@ -96,6 +96,11 @@ def begin_point(world: World, *, incremental: bool) -> state_pb2.BeginPointReque
     return state_pb2.BeginPointRequest(vm_id="vm-1", nonce=NONCE, incremental=incremental, snapshot_id=snapshot_id)
 
 
+def discard_vm(world: World) -> state_pb2.DiscardVmRequest:
+    """Return the request that ends vm-1."""
+    return state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=world.point_id)
+
+
 VM: Final = VmRecord(vm_id="vm-1", volumes=[VolumeSpec(name="root", uri="/disks/root")])
 STATUS: Final = NodeStatus(node_id="node-1", address="127.0.0.1:1025", zone="zone-1", capacity_bytes=1 << 40)
 HEARTBEAT: Final = cluster_pb2.HeartbeatRequest(status=STATUS, incarnation=bytes([1]) * 16)
@@ -110,7 +115,7 @@ CASES: Final = [
     Case("ListPoints", "point.list", "vm/vm-1", lambda w: state_pb2.ListPointsRequest(vm_id="vm-1")),
     Case("ResolvePoint", "point.restore", "vm/vm-1", lambda w: state_pb2.ResolvePointRequest(snapshot_id=w.point_id)),
     Case("ForgetPoint", "point.forget", "vm/vm-1", lambda w: state_pb2.ForgetPointRequest(point_id=w.point_id)),
-    Case("DiscardVm", "vm.discard", "vm/vm-1", lambda w: state_pb2.DiscardVmRequest(vm_id="vm-1")),
+    Case("DiscardVm", "vm.discard", "vm/vm-1", discard_vm),
     Case("BeginObject", "app.write", "task/task-1", lambda w: BEGIN_OBJECT),
     Case("ResolveObject", "app.read", "task/task-1", lambda w: state_pb2.ResolveObjectRequest(storage_id=w.storage_id)),
     Case("ListObjects", "app.list", "task/task-1", lambda w: state_pb2.ListObjectsRequest(task_id="task-1")),

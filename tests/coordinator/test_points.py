@@ -52,7 +52,7 @@ async def test_registration_is_idempotent_and_replaced_only_explicitly(client: C
         VmRecord(vm_id="vm"),
         VmRecord(vm_id="vm", volumes=[VolumeSpec(name="", uri="/x")]),
         VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="")]),
-        VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="nbd://host/x")]),
+        VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="nbds://host/x")]),
         VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="/x"), VolumeSpec(name="root", uri="/y")]),
         VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="/x", block_bytes=65_537)]),
         VmRecord(vm_id="vm", volumes=[VolumeSpec(name="root", uri="/x", block_bytes=8192)]),

@@ -80,6 +80,7 @@ async def world(store: SqliteStore, clock: ManualClock) -> AsyncIterator[World]:
             "RefreshGrant": state_pb2.RefreshGrantRequest(resource_id=point.point_id),
             "ReportDamage": state_pb2.ReportDamageRequest(resource_id=point.point_id),
             "GetStats": state_pb2.GetStatsRequest(),
+            "DiscardVm": state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=point.point_id),
             "ApplyLayout": cluster_pb2.ApplyLayoutRequest(previous_epoch=1),
         }
         await client.beat(4)
@@ -126,6 +127,7 @@ async def outcomes(world: World, *calls: tuple[str, Any]) -> list[str]:
         ("BeginObject", "REPEATED"),
         ("CommitObject", "REPEATED"),
         ("ForgetObject", "NOT_FOUND"),
+        ("DiscardVm", "REPEATED"),
         ("ApplyLayout", "CONFLICT"),
     ],
 )

@@ -17,6 +17,18 @@ VOLUME_BLOCK_BYTES_DEFAULT: Final = 64 * KIB
 VOLUME_SIZE_BYTES_MAX: Final = 64 * 1024 * GIB
 VOLUMES_PER_VM_MAX: Final = 64
 
+# What a VM carries beside its volumes. Labels are in every point's record; a definition has a key of its own.
+LABELS_MAX: Final = 64
+LABEL_NAME_CHARS_MAX: Final = 64
+LABEL_VALUE_CHARS_MAX: Final = 256
+LABELS_BYTES_MAX: Final = 4 * KIB
+DEFINITION_BYTES_MAX: Final = 64 * KIB
+KEEP_RULES_MAX: Final = 16
+KEEP_RULES_BYTES_MAX: Final = 8 * KIB
+KEEP_PATTERN_CHARS_MAX: Final = 1024
+PARTITION_NUMBER_MAX: Final = 1024
+READING_NOTE_CHARS_MAX: Final = 256
+
 # Sealed blocks and batches.
 PLAIN_BYTES_MAX: Final = 4 * MIB
 SEALED_BYTES_MAX: Final = PLAIN_BYTES_MAX + 4 * KIB
