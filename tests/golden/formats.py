@@ -15,6 +15,7 @@ from holdfast_core.model.audit.record import ROTATE_AUDIT_ACTION, AuditRecord
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.keys import KeyRing, TenantSecrets, wrap_secret
 from holdfast_core.model.layout import Layout, LayoutNode
+from holdfast_core.model.lifecycle import keep_digest
 from holdfast_core.model.records import object_mac, object_mac_input, point_mac, point_mac_input
 from holdfast_core.model.tree import ObjectInner, ObjectLeaf, VolumeInner, VolumeLeaf, encode_node
 from holdfast_proto.v1 import audit_pb2, records_pb2
@@ -81,7 +82,7 @@ def volumes() -> list[records_pb2.VolumeRecord]:
 def stats() -> records_pb2.TransferStats:
     """Distinct numbers in every field."""
     fields = records_pb2.TransferStats.DESCRIPTOR.fields
-    return records_pb2.TransferStats(**{field.name: 1000 + field.number for field in fields})
+    return records_pb2.TransferStats(**{field.name: 1000 + field.number for field in fields if field.number <= 11})
 
 
 def point_record() -> bytes:
@@ -131,6 +132,66 @@ def vm_record() -> bytes:
     return records_pb2.VmRecord(vm_id="vm-1", volumes=[spec], created_unix_ms=1_799_999_999_999).SerializeToString(
         deterministic=True
     )
+
+
+LABELS: Final = (records_pb2.Label(name="owner", value="team-7"), records_pb2.Label(name="task", value="train"))
+KEEP_RULE: Final = records_pb2.KeepRule(
+    name="weights",
+    task_id="task-1",
+    volume="root",
+    partition=1,
+    include=["**/*.safetensors"],
+    exclude=["/tmp/**"],
+    exclude_secrets=True,
+)
+
+
+def vm_record_lifecycle() -> bytes:
+    """A registration with all that a VM carries; its definition has a key of its own."""
+    vm = records_pb2.VmRecord.FromString(vm_record())
+    vm.labels.extend(LABELS)
+    vm.definition_name = "domain.xml"
+    vm.template_id = "snap-z"
+    vm.keep.append(KEEP_RULE)
+    vm.discarding_unix_ms = 1_800_000_009_000
+    return vm.SerializeToString(deterministic=True)
+
+
+def point_record_lifecycle() -> bytes:
+    """A point with the labels of its VM, of a volume that was read by what a tracker named."""
+    point = records_pb2.PointRecord.FromString(point_record())
+    point.labels.extend(LABELS)
+    point.definition_name = "domain.xml"
+    point.volumes[0].reading = records_pb2.READING_CHANGED
+    point.volumes[1].reading = records_pb2.READING_COMPARED
+    point.volumes[1].reading_note = "the bitmap is gone"
+    return point.SerializeToString(deterministic=True)
+
+
+def session_record_lifecycle() -> bytes:
+    """An open session with the labels of its VM."""
+    session = records_pb2.SessionRecord.FromString(session_record())
+    session.principal = "agent-7"
+    session.labels.extend(LABELS)
+    session.definition_name = "domain.xml"
+    return session.SerializeToString(deterministic=True)
+
+
+def object_record_files() -> bytes:
+    """A stored set of files that fulfils a keep rule."""
+    stored = records_pb2.ObjectRecord.FromString(object_record())
+    stored.form = records_pb2.OBJECT_FORM_FILES
+    stored.origin.CopyFrom(
+        records_pb2.ObjectOrigin(
+            vm_id="vm-1",
+            point_id="bkp-b",
+            volume="root",
+            keep_rule="weights",
+            keep_digest=keep_digest(KEEP_RULE),
+            file_count=3,
+        )
+    )
+    return stored.SerializeToString(deterministic=True)
 
 
 def session_record() -> bytes:
@@ -245,6 +306,10 @@ FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "point-record-forgotten.pb": forgotten_point,
     "object-record.pb": object_record,
     "vm-record.pb": vm_record,
+    "vm-record-lifecycle.pb": vm_record_lifecycle,
+    "point-record-lifecycle.pb": point_record_lifecycle,
+    "session-record-lifecycle.pb": session_record_lifecycle,
+    "object-record-files.pb": object_record_files,
     "session-record.pb": session_record,
     "audit-export.jsonl": audit_export,
     "audit-head-input.bin": audit_head_input,

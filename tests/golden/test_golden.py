@@ -14,6 +14,7 @@ from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.block import Codec, Kind, block_id, parse_header, verify
 from holdfast_core.model.keys import TenantSecrets, unwrap_secret
 from holdfast_core.model.layout import Layout
+from holdfast_core.model.lifecycle import keep_digest
 from holdfast_core.model.records import check_object, check_point
 from holdfast_core.model.tree import decode_node
 from holdfast_proto.v1 import common_pb2, records_pb2
@@ -90,6 +91,18 @@ def test_old_records_still_pass() -> None:
     assert records_pb2.PointRecord.FromString(golden("point-record-forgotten.pb")).forgotten
     assert records_pb2.VmRecord.FromString(golden("vm-record.pb")).vm_id == point.vm_id
     assert records_pb2.SessionRecord.FromString(golden("session-record.pb")).session_id == point.point_id
+
+
+def test_records_of_a_whole_life_still_pass() -> None:
+    point = records_pb2.PointRecord.FromString(golden("point-record-lifecycle.pb"))
+    check_point(RING, point)
+    stored = records_pb2.ObjectRecord.FromString(golden("object-record-files.pb"))
+    check_object(RING, stored)
+    vm = records_pb2.VmRecord.FromString(golden("vm-record-lifecycle.pb"))
+    session = records_pb2.SessionRecord.FromString(golden("session-record-lifecycle.pb"))
+    assert list(vm.labels) == list(point.labels) == list(session.labels)
+    assert keep_digest(vm.keep[0]) == stored.origin.keep_digest
+    assert vm.keep[0].name == stored.origin.keep_rule
 
 
 def test_old_secrets_still_unwrap() -> None:
