@@ -17,6 +17,7 @@ from holdfast.calls.core import (
     RESTORE_DIR_VARIABLE,
     SEALING_VARIABLE,
 )
+from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport, VmInfo
 from holdfast.sources import VolumeSource
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls):
+class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Belongs to the event loop in which it is first used; calls may overlap. Use it as an async context manager, or call

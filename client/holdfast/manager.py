@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
-from holdfast.calls.core import BlockingCore
+from holdfast.calls.serving import ServingCalls
 from holdfast.convert import Volumes
 from holdfast.results import (
     ClusterStatus,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(BlockingCore):
+class StateManager(ServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's

@@ -90,3 +90,10 @@ def test_both_managers_have_every_call_with_the_same_parameters(name: str) -> No
 def test_managers_are_context_managers() -> None:
     assert hasattr(StateManager, "__enter__")
     assert hasattr(AsyncStateManager, "__aenter__")
+
+
+def test_a_volume_of_a_point_is_an_image_here_and_a_file_there() -> None:
+    image = inspect.signature(AsyncStateManager.open_image)
+    file = inspect.signature(StateManager.open_volume)
+    assert list(image.parameters) == list(file.parameters)
+    assert list(image.parameters)[1:3] == ["point_id", "volume"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from holdfast.background import LoopThread
 from holdfast.key_file import read_key_file
@@ -29,6 +30,7 @@ from holdfast_core.runtime.options import TlsFiles, parse_addresses
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.images.point_image import PointImage
 
 COORDINATOR_VARIABLE: Final = "HOLDFAST_COORDINATOR"
 RESTORE_DIR_VARIABLE: Final = "HOLDFAST_RESTORE_DIR"
@@ -99,6 +101,7 @@ class AsyncCore:
         self._tools: Toolbox | None = None
         self._calls: CoordinatorCalls | None = None
         self._jobs: set[asyncio.Task[None]] = set()
+        self._images: WeakSet[PointImage] = WeakSet()
         self._last_transfer: Transfer | None = None
         self._last_restore: RestoreReport | None = None
         self._closed = False
@@ -166,6 +169,8 @@ class AsyncCore:
             job.cancel()
         if self._jobs:
             await asyncio.wait(self._jobs)
+        for image in tuple(self._images):
+            await image.close()
         if self._tools is not None:
             await self._tools.pool.close()
             await self._tools.endpoints.close()
