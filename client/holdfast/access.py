@@ -61,6 +61,7 @@ class Access:
     def _take(self, grant: Grant) -> None:
         self._layouts = tuple(Layout.from_message(layout) for layout in grant.layouts)
         self._capability = grant.capability
+        self._may_read_data = grant.may_read_data
         self._renew_at(grant.capability_expires_unix_ms)
         self._pool.update(grant.nodes)
 
@@ -75,6 +76,11 @@ class Access:
     def capability(self) -> str:
         """Return the token to show to nodes."""
         return self._capability
+
+    @property
+    def may_read_data(self) -> bool:
+        """Whether nodes show this operation data, and not the index alone."""
+        return self._may_read_data
 
     def sealing_epoch(self, session_epoch: int) -> int:
         """Return the data epoch that a session seals with; 0 from the coordinator leaves it to the tenant's own key.

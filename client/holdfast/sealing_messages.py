@@ -2,8 +2,8 @@
 
 Each message is one packet of a socket pair: a tuple of numbers, texts and columns of packed bytes, by `marshal`. Both
 ends are the same interpreter and the same program, so the form needs no version; a span takes a few calls of it in
-place of some hundred objects. Sealed blocks do not travel in messages: they lie end to end in the slot of the arena
-that the request names, and the answer tells their lengths.
+place of some hundred objects. Blocks do not travel in messages: they lie end to end in the slot of the arena that
+the request names, first the sealed ones, then the plaintext of those that wait; the answer tells their lengths.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from holdfast.spans import SPAN_BYTES, LeafEntries, SealedSpan
+from holdfast.spans import SPAN_BYTES, UNSEALED, LeafEntries, SealedSpan, Waiting
 from holdfast_core.model.block import SEALED_OVERHEAD_BYTES, Codec, Kind, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.lent import SealingKeys
@@ -34,6 +34,7 @@ SLOTS: Final = 2
 """Spans that a process has at once: it seals one while the other's blocks are copied away and its next one waits."""
 
 READY: Final = b"ready"
+_NO_ID: Final = bytes(BLOCK_ID_BYTES)
 
 PackedEntries: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes]
 """Columns of a leaf: slots, fingerprints, block ids, which entries have a base (a byte each), ids of bases."""
@@ -82,17 +83,18 @@ class SpanRequest:
     block_bytes: int
     parent: PackedEntries | None
     base: PackedEntries | None
+    delta_every: int = 0
 
     def packed(self, slot: int) -> bytes:
         """Return the packet; `slot` of the arena takes the blocks."""
         place = (self.volume, self.leaf_offset, self.first_slot, self.end_slot, self.block_bytes)
-        return marshal.dumps(("span", (slot, place, self.parent, self.base)))
+        return marshal.dumps(("span", (slot, place, self.parent, self.base, self.delta_every)))
 
     @classmethod
     def unpacked(cls, body: Any) -> tuple[int, SpanRequest]:
         """Read the packet's body; returns the slot too."""
-        slot, (volume, leaf_offset, first_slot, end_slot, block_bytes), parent, base = body
-        return slot, cls(volume, leaf_offset, first_slot, end_slot, block_bytes, parent, base)
+        slot, (volume, leaf_offset, first_slot, end_slot, block_bytes), parent, base, delta_every = body
+        return slot, cls(volume, leaf_offset, first_slot, end_slot, block_bytes, parent, base, delta_every)
 
 
 def pack_forget(session: int) -> bytes:
@@ -136,15 +138,20 @@ def unpack_entries(packed: PackedEntries | None) -> LeafEntries:
 def pack_span(span: SealedSpan, arena: memoryview) -> bytes:
     """Put the blocks of a span into its slot of the arena; return the answer's packet."""
     at = 0
-    for block, _ in span.new:
-        end = at + len(block.data)
-        arena[at:end] = block.data
+    for data in (*[block.data for block, _ in span.new], *[item.plain for item in span.waiting]):
+        end = at + len(data)
+        arena[at:end] = data
         at = end
     count = len(span.new)
+    waiting = (
+        bytes([item.position for item in span.waiting]),
+        struct.pack(f"<{len(span.waiting)}I", *[len(item.plain) for item in span.waiting]),
+        b"".join([item.base_id for item in span.waiting]),
+    )
     columns = (
         bytes(span.slots),
         b"".join(span.fingerprints),
-        b"".join([reference[0] for reference in span.references]),
+        b"".join([reference[0] or _NO_ID for reference in span.references]),
         bytes([reference[1] != b"" for reference in span.references]),
         b"".join([reference[1] for reference in span.references]),
         b"".join([block.id for block, _ in span.new]),
@@ -152,7 +159,7 @@ def pack_span(span: SealedSpan, arena: memoryview) -> bytes:
         struct.pack(f"<{count}I", *[plain_bytes for _, plain_bytes in span.new]),
     )
     sums = (span.read_bytes, span.changed_bytes, span.changed_blocks, span.reused_bytes)
-    return marshal.dumps((True, (sums, columns)))
+    return marshal.dumps((True, (sums, columns, waiting)))
 
 
 def pack_error(error: HoldfastError) -> bytes:
@@ -171,21 +178,36 @@ def unpack_answer(packet: bytes, arena: memoryview) -> SealedSpan:
     if not done:
         code, message, facts, ids = body
         raise HoldfastError(ErrorCode[code], message, facts=facts, block_ids=ids)
-    sums, (slots, fingerprints, block_ids, have_base, bases, new_ids, lengths, plain) = body
+    sums, (slots, fingerprints, block_ids, have_base, bases, new_ids, lengths, plain), packed_waiting = body
     count = len(new_ids) // BLOCK_ID_BYTES
     ends = list(accumulate(struct.unpack(f"<{count}I", lengths), initial=0))
     blocks = [verify(block_id, arena[at:end]) for block_id, at, end in zip(_cut(new_ids), ends, ends[1:], strict=False)]
+    references = list(zip(_cut(block_ids), _cut_bases(have_base, bases), strict=True))
+    waiting = _unpack_waiting(packed_waiting, arena[ends[-1] :])
+    for item in waiting:
+        references[item.position] = UNSEALED
     read_bytes, changed_bytes, changed_blocks, reused_bytes = sums
     return SealedSpan(
         slots=list(slots),
         fingerprints=_cut(fingerprints),
-        references=list(zip(_cut(block_ids), _cut_bases(have_base, bases), strict=True)),
+        references=references,
         new=list(zip(blocks, struct.unpack(f"<{count}I", plain), strict=True)),
         read_bytes=read_bytes,
         changed_bytes=changed_bytes,
         changed_blocks=changed_blocks,
         reused_bytes=reused_bytes,
+        waiting=waiting,
     )
+
+
+def _unpack_waiting(packed: tuple[bytes, bytes, bytes], arena: memoryview) -> list[Waiting]:
+    """Return blocks that wait, their plaintext copied from the beginning of `arena`."""
+    positions, lengths, base_ids = packed
+    ends = list(accumulate(struct.unpack(f"<{len(positions)}I", lengths), initial=0))
+    return [
+        Waiting(position, bytes(arena[at:end]), base_id)
+        for position, at, end, base_id in zip(positions, ends, ends[1:], _cut(base_ids), strict=False)
+    ]
 
 
 def _cut(column: bytes) -> list[bytes]:

@@ -75,6 +75,7 @@ class Worker:
                 block_bytes=request.block_bytes,
                 parent=unpack_entries(request.parent),
                 base=unpack_entries(request.base),
+                delta_every=request.delta_every,
             )
         except HoldfastError as error:
             return pack_error(error)
