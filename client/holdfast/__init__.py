@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
     from holdfast.descriptors import Extent
+    from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
     from holdfast.manager import StateManager
     from holdfast.results import (
         ClusterStatus,
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
         LayoutPlan,
         LayoutState,
         NodeInfo,
+        ObjectForm,
         ObjectInfo,
+        ObjectOrigin,
         PointInfo,
         Progress,
         ProgressCallback,
@@ -43,14 +46,19 @@ __all__ = [
     "ClusterStatus",
     "Codec",
     "Consistency",
+    "DiscardReceipt",
     "ErrorCode",
     "Extent",
     "HoldfastError",
+    "KeepRule",
+    "KeptObject",
     "LayoutInfo",
     "LayoutPlan",
     "LayoutState",
     "NodeInfo",
+    "ObjectForm",
     "ObjectInfo",
+    "ObjectOrigin",
     "PointInfo",
     "Progress",
     "ProgressCallback",
@@ -72,6 +80,9 @@ _HOMES = {
     "AsyncStateManager": "holdfast.aio",
     "StateManager": "holdfast.manager",
     "Extent": "holdfast.descriptors",
+    "DiscardReceipt": "holdfast.lifecycle",
+    "KeepRule": "holdfast.lifecycle",
+    "KeptObject": "holdfast.lifecycle",
     "RawFileSource": "holdfast.sources",
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from holdfast import convert
 from holdfast.calls.application import AsyncApplicationCalls
 from holdfast.calls.cluster import AsyncClusterCalls
 from holdfast.calls.core import (
@@ -17,9 +16,10 @@ from holdfast.calls.core import (
     RESTORE_DIR_VARIABLE,
     SEALING_VARIABLE,
 )
+from holdfast.calls.lifecycle import AsyncLifecycleCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
-from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport, VmInfo
+from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
 from holdfast.sources import VolumeSource
 from holdfast.writing import PointJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls):
+class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Belongs to the event loop in which it is first used; calls may overlap. Use it as an async context manager, or call
@@ -52,28 +52,7 @@ class AsyncStateManager(AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCa
         """Close the manager."""
         await self.close()
 
-    # VMs and their points
-
-    async def register_vm(self, vm_id: str, volumes: convert.Volumes, *, replace: bool = False) -> VmInfo:
-        """Register a VM; the same registration again is no error.
-
-        Args:
-            vm_id: the VM's name.
-            volumes: source by volume name: a path, a `file:` URI, or a `VolumeSpec`.
-            replace: replace a registration that differs.
-
-        Raises:
-            HoldfastError: ALREADY_EXISTS if it is registered otherwise; INVALID_ARGUMENT for names, URIs, sizes.
-        """
-        return await self._remote.register_vm(vm_id, volumes, replace=replace)
-
-    async def vm(self, vm_id: str) -> VmInfo:
-        """Return a VM; NOT_FOUND if it is not registered."""
-        return await self._remote.vm(vm_id)
-
-    async def list_vms(self) -> list[VmInfo]:
-        """Return all VMs by name."""
-        return await self._remote.list_vms()
+    # Points of VMs
 
     async def create_snapshot(
         self,

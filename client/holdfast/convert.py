@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
 from holdfast.results import (
     ClusterStatus,
     Codec,
@@ -16,8 +17,11 @@ from holdfast.results import (
     LayoutState,
     NodeInfo,
     NodeShare,
+    ObjectForm,
     ObjectInfo,
+    ObjectOrigin,
     PointInfo,
+    Reading,
     Stats,
     TransferStats,
     VmInfo,
@@ -25,8 +29,10 @@ from holdfast.results import (
     VolumeSpec,
 )
 from holdfast_core.model import block
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
-from holdfast_core.model.names import check_name, check_volume_name
+from holdfast_core.model.lifecycle import check_definition, checked_keep, checked_labels
+from holdfast_core.model.names import check_id, check_name, check_volume_name
 from holdfast_core.model.uris import check_volume_uri
 from holdfast_proto.v1 import cluster_pb2, common_pb2, records_pb2, state_pb2
 
@@ -39,6 +45,15 @@ _CONSISTENCY: Final = MappingProxyType(
     }
 )
 CONSISTENCY_NUMBERS: Final = MappingProxyType({value: number for number, value in _CONSISTENCY.items()})
+
+_READING: Final = MappingProxyType(
+    {
+        records_pb2.READING_WHOLE: Reading.WHOLE,
+        records_pb2.READING_COMPARED: Reading.COMPARED,
+        records_pb2.READING_CHANGED: Reading.CHANGED,
+        records_pb2.READING_DISTRUSTED: Reading.DISTRUSTED,
+    }
+)
 
 _CODECS: Final = MappingProxyType(
     {
@@ -62,11 +77,19 @@ BLOCK_CODECS: Final = MappingProxyType(
 Volumes = Mapping[str, "str | os.PathLike[str] | VolumeSpec"]
 
 
-def vm_record(vm_id: str, volumes: Volumes) -> records_pb2.VmRecord:
+def vm_record(
+    vm_id: str,
+    volumes: Volumes,
+    *,
+    labels: Mapping[str, str] | None = None,
+    definition: tuple[bytes, str] | None = None,
+    template: str = "",
+    keep: Sequence[KeepRule] = (),
+) -> records_pb2.VmRecord:
     """Return the record to register; relative paths become absolute, so that they mean the same later.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT if a name or URI is not allowed.
+        HoldfastError: INVALID_ARGUMENT or LIMIT_EXCEEDED if something is not allowed.
     """
     check_name(vm_id, "VM name")
     specs = []
@@ -80,9 +103,56 @@ def vm_record(vm_id: str, volumes: Volumes) -> records_pb2.VmRecord:
                 block_bytes=spec.block_bytes,
                 live=spec.live,
                 codec=_CODEC_NUMBERS[spec.codec],
+                no_delta=not spec.delta,
             )
         )
-    return records_pb2.VmRecord(vm_id=vm_id, volumes=specs)
+    content, name = definition or (b"", "")
+    check_definition(content, name)
+    only = next(iter(volumes)) if len(volumes) == 1 else ""
+    return records_pb2.VmRecord(
+        vm_id=vm_id,
+        volumes=specs,
+        labels=checked_labels([records_pb2.Label(name=name, value=text) for name, text in (labels or {}).items()]),
+        definition=content,
+        definition_name=name,
+        template_id=check_id(template, "template's id") if template else "",
+        keep=checked_keep([keep_message(rule, only_volume=only) for rule in keep], volumes.keys()),
+    )
+
+
+def keep_message(rule: KeepRule, *, only_volume: str = "") -> records_pb2.KeepRule:
+    """Return a keep rule as a message; `only_volume` is the volume of a rule that names none.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT for patterns that are one text, which would be taken letter by letter.
+    """
+    for patterns in (rule.include, rule.exclude):
+        if isinstance(patterns, str):
+            raise HoldfastError(
+                ErrorCode.INVALID_ARGUMENT, f"the patterns of the keep rule {rule.name} are a text; give a list of them"
+            )
+    return records_pb2.KeepRule(
+        name=rule.name,
+        task_id=rule.task_id,
+        volume=rule.volume or only_volume,
+        partition=rule.partition,
+        include=rule.include,
+        exclude=rule.exclude,
+        exclude_secrets=rule.exclude_secrets,
+    )
+
+
+def keep_rule(message: records_pb2.KeepRule) -> KeepRule:
+    """Return a registered keep rule."""
+    return KeepRule(
+        name=message.name,
+        task_id=message.task_id,
+        volume=message.volume,
+        partition=message.partition,
+        include=tuple(message.include),
+        exclude=tuple(message.exclude),
+        exclude_secrets=message.exclude_secrets,
+    )
 
 
 def _absolute(uri: str, *, live: bool) -> str:
@@ -92,14 +162,42 @@ def _absolute(uri: str, *, live: bool) -> str:
 def volume_spec(spec: records_pb2.VolumeSpec) -> VolumeSpec:
     """Return a registered volume."""
     return VolumeSpec(
-        spec.uri, block_bytes=spec.block_bytes, codec=_CODECS.get(spec.codec, Codec.DEFAULT), live=spec.live
+        spec.uri,
+        block_bytes=spec.block_bytes,
+        codec=_CODECS.get(spec.codec, Codec.DEFAULT),
+        live=spec.live,
+        delta=not spec.no_delta,
     )
 
 
 def vm_info(record: records_pb2.VmRecord) -> VmInfo:
     """Return a registered VM."""
     volumes = {spec.name: volume_spec(spec) for spec in record.volumes}
-    return VmInfo(vm_id=record.vm_id, volumes=volumes, created_unix_ms=record.created_unix_ms)
+    return VmInfo(
+        vm_id=record.vm_id,
+        volumes=volumes,
+        created_unix_ms=record.created_unix_ms,
+        labels=label_texts(record.labels),
+        definition=record.definition,
+        definition_name=record.definition_name,
+        template_id=record.template_id,
+        keep=tuple(map(keep_rule, record.keep)),
+        discarding_unix_ms=record.discarding_unix_ms,
+    )
+
+
+def label_texts(labels: Iterable[records_pb2.Label]) -> dict[str, str]:
+    """Return values of labels by name."""
+    return {label.name: label.value for label in labels}
+
+
+def discard_receipt(answer: state_pb2.DiscardVmResponse) -> DiscardReceipt:
+    """Return the receipt of a discarded VM."""
+    kept = tuple(
+        KeptObject(**{name: getattr(each, name) for name in KeptObject.__dataclass_fields__}) for each in answer.kept
+    )
+    plain = [name for name in DiscardReceipt.__dataclass_fields__ if name != "kept"]
+    return DiscardReceipt(kept=kept, **{name: getattr(answer, name) for name in plain})
 
 
 def transfer_stats(stats: records_pb2.TransferStats) -> TransferStats:
@@ -122,6 +220,8 @@ def point_info(record: records_pb2.PointRecord) -> PointInfo:
             block_count=volume.block_count,
             consistency=_CONSISTENCY.get(volume.consistency, Consistency.FUZZY),
             root=volume.root,
+            reading=_READING.get(volume.reading, Reading.UNKNOWN),
+            reading_note=volume.reading_note,
         )
         for volume in record.volumes
     )
@@ -134,6 +234,9 @@ def point_info(record: records_pb2.PointRecord) -> PointInfo:
         volumes=volumes,
         stats=transfer_stats(record.stats),
         forgotten=record.forgotten,
+        labels=label_texts(record.labels),
+        definition=record.definition,
+        definition_name=record.definition_name,
     )
 
 
@@ -146,7 +249,13 @@ def object_info(record: records_pb2.ObjectRecord) -> ObjectInfo:
         block_count=record.block_count,
         created_unix_ms=record.created_unix_ms,
         stats=transfer_stats(record.stats),
+        form=ObjectForm.FILES if record.form == records_pb2.OBJECT_FORM_FILES else ObjectForm.BYTES,
+        origin=_origin(record.origin) if record.HasField("origin") else None,
     )
+
+
+def _origin(message: records_pb2.ObjectOrigin) -> ObjectOrigin:
+    return ObjectOrigin(**{name: getattr(message, name) for name in ObjectOrigin.__dataclass_fields__})
 
 
 def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:

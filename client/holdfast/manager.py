@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
+from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.serving import ServingCalls
-from holdfast.convert import Volumes
 from holdfast.results import (
     ClusterStatus,
     LayoutInfo,
@@ -26,7 +26,6 @@ from holdfast.results import (
     Stats,
     Transfer,
     VerifyReport,
-    VmInfo,
 )
 from holdfast.sealers import Sealing
 from holdfast.sources import VolumeSource
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(ServingCalls):
+class StateManager(LifecycleCalls, ServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's
@@ -191,18 +190,6 @@ class StateManager(ServingCalls):
         )
 
     # VMs and their points
-
-    def register_vm(self, vm_id: str, volumes: Volumes, *, replace: bool = False) -> VmInfo:
-        """Register a VM; the same registration again is no error."""
-        return self._loop.run(self._core.register_vm(vm_id, volumes, replace=replace))
-
-    def vm(self, vm_id: str) -> VmInfo:
-        """Return a VM."""
-        return self._loop.run(self._core.vm(vm_id))
-
-    def list_vms(self) -> list[VmInfo]:
-        """Return all VMs by name."""
-        return self._loop.run(self._core.list_vms())
 
     def points(self, vm_id: str, *, include_forgotten: bool = False) -> list[PointInfo]:
         """Return a VM's points, oldest first."""

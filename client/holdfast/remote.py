@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from holdfast import convert
+from holdfast.lifecycle import DiscardReceipt
 from holdfast.results import (
     ClusterStatus,
     LayoutInfo,
@@ -22,9 +23,11 @@ from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
+from holdfast_proto.v1.records_pb2 import VmRecord
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 _STATS_TIMEOUT_S: Final = 300.0
+_DISCARD_TIMEOUT_S: Final = 300.0
 
 
 class CoordinatorCalls:
@@ -34,9 +37,9 @@ class CoordinatorCalls:
         """Bind to the coordinators."""
         self._endpoints = endpoints
 
-    async def register_vm(self, vm_id: str, volumes: convert.Volumes, *, replace: bool) -> VmInfo:
+    async def register_vm(self, vm: VmRecord, *, replace: bool) -> VmInfo:
         """Register a VM."""
-        request = state_pb2.RegisterVmRequest(vm=convert.vm_record(vm_id, volumes), replace=replace)
+        request = state_pb2.RegisterVmRequest(vm=vm, replace=replace)
         answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).RegisterVm, request)
         return convert.vm_info(answer.vm)
 
@@ -55,6 +58,16 @@ class CoordinatorCalls:
             vms.extend(convert.vm_info(vm) for vm in answer.vms)
             if not answer.more or not answer.vms:
                 return vms
+
+    async def discard_vm(self, vm_id: str, storage_ids: Sequence[str], *, newest_point_id: str) -> DiscardReceipt:
+        """Discard a VM whose keep rules these objects fulfil, and of which this is the newest living point."""
+        request = state_pb2.DiscardVmRequest(
+            vm_id=check_name(vm_id, "VM name"), storage_ids=storage_ids, newest_point_id=newest_point_id
+        )
+        answer = await self._endpoints.call(
+            lambda channel: StateServiceStub(channel).DiscardVm, request, timeout_s=_DISCARD_TIMEOUT_S
+        )
+        return convert.discard_receipt(answer)
 
     async def points(self, vm_id: str, *, include_forgotten: bool) -> list[PointInfo]:
         """Return a VM's points, oldest first."""

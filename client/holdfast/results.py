@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.lifecycle import KeepRule
 from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
 
 
@@ -18,6 +19,16 @@ class Consistency(enum.Enum):
     CRASH = "crash"
     APPLICATION = "application"
     FUZZY = "fuzzy"
+
+
+class Reading(enum.Enum):
+    """How a volume was read. DISTRUSTED is as COMPARED, because a sample contradicted the change tracker."""
+
+    UNKNOWN = "unknown"
+    WHOLE = "whole"
+    COMPARED = "compared"
+    CHANGED = "changed"
+    DISTRUSTED = "distrusted"
 
 
 class Codec(enum.Enum):
@@ -38,21 +49,37 @@ class VolumeSpec:
         block_bytes: block size, a power of two from 16 KiB to 4 MiB.
         codec: how new blocks are compressed.
         live: whether the source may change while it is read; a point for which it did is marked fuzzy.
+        delta: whether a changed block may be coded against the one before it.
     """
 
     uri: str | os.PathLike[str]
     block_bytes: int = VOLUME_BLOCK_BYTES_DEFAULT
     codec: Codec = Codec.DEFAULT
     live: bool = False
+    delta: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class VmInfo:
-    """A registered VM; `volumes` by name."""
+    """A registered VM; `volumes` and `labels` by name.
+
+    Attributes:
+        definition: whatever its orchestrator defines it with; left out of lists.
+        definition_name: file name of the definition, empty for none.
+        template_id: the point that first snapshots take fingerprints from, empty for none.
+        keep: what must be stored before it may be discarded.
+        discarding_unix_ms: when its discarding began; 0 for a VM that lives.
+    """
 
     vm_id: str
     volumes: dict[str, VolumeSpec]
     created_unix_ms: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    definition: bytes = b""
+    definition_name: str = ""
+    template_id: str = ""
+    keep: tuple[KeepRule, ...] = ()
+    discarding_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +98,7 @@ class TransferStats:
         stored_blocks: blocks new to the cluster, index nodes too.
         under_replicated_blocks: blocks at quorum but not yet with every owner at commit.
         index_bytes: part of `stored_bytes` that is index nodes.
+        sampled_bytes: read and compared although a change tracker called it unchanged.
     """
 
     logical_bytes: int = 0
@@ -84,11 +112,15 @@ class TransferStats:
     stored_blocks: int = 0
     under_replicated_blocks: int = 0
     index_bytes: int = 0
+    sampled_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeInfo:
-    """One volume of a point. `block_count` counts the blocks that are not zero; `root` is empty if all are."""
+    """One volume of a point. `block_count` counts the blocks that are not zero; `root` is empty if all are.
+
+    `reading` says how it was read, and `reading_note` why a change tracker was not used, if there was one.
+    """
 
     name: str
     size_bytes: int
@@ -96,11 +128,16 @@ class VolumeInfo:
     block_count: int
     consistency: Consistency
     root: bytes
+    reading: Reading = Reading.UNKNOWN
+    reading_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PointInfo:
-    """A recovery point. `parent_id` is empty for a snapshot; `forgotten` marks a lineage stub without content."""
+    """A recovery point. `parent_id` is empty for a snapshot; `forgotten` marks a lineage stub without content.
+
+    `labels` and the definition are what the VM had when the point was begun; `definition` is left out of lists.
+    """
 
     point_id: str
     vm_id: str
@@ -110,6 +147,9 @@ class PointInfo:
     volumes: tuple[VolumeInfo, ...]
     stats: TransferStats
     forgotten: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
+    definition: bytes = b""
+    definition_name: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -118,8 +158,36 @@ class PointInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectOrigin:
+    """Where the files of a stored object come from.
+
+    Attributes:
+        vm_id: the VM; empty for files from a directory, as are the point and the volume.
+        point_id: the recovery point that they were read from.
+        volume: the volume.
+        keep_rule: name of the VM's keep rule that they fulfil; empty for none.
+        keep_digest: stands for what that rule said, 32 bytes; empty for none.
+        file_count: how many entries the set has.
+    """
+
+    vm_id: str
+    point_id: str
+    volume: str
+    keep_rule: str
+    keep_digest: bytes
+    file_count: int
+
+
+class ObjectForm(enum.Enum):
+    """What the bytes of a stored object are: whatever the caller gave, or a set of files."""
+
+    BYTES = "bytes"
+    FILES = "files"
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A stored object of a task."""
+    """A stored object of a task; `origin` is None where it holds no files."""
 
     storage_id: str
     task_id: str
@@ -127,6 +195,8 @@ class ObjectInfo:
     block_count: int
     created_unix_ms: int
     stats: TransferStats
+    form: ObjectForm = ObjectForm.BYTES
+    origin: ObjectOrigin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +371,7 @@ class Transfer:
         quorum_s: when the last block had a write quorum.
         committed_s: when the point or object was visible.
         replicated_s: when the last owner had acknowledged; None while copies are under way or if an owner failed.
+        notices: sentences for people: volumes read whole although there is a change tracker, and trackers lost.
     """
 
     resource_id: str
@@ -308,3 +379,4 @@ class Transfer:
     quorum_s: float
     committed_s: float
     replicated_s: float | None
+    notices: tuple[str, ...] = ()

@@ -39,12 +39,13 @@ def test_both_managers_have_the_same_calls() -> None:
     def surface(kind: type) -> dict[str, list[str]]:
         return {
             name: list(inspect.signature(member).parameters)
-            for name, member in vars(kind).items()
-            if not name.startswith("_") and inspect.isfunction(member)
+            for name, member in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
         }
 
     blocking, asynchronous = surface(StateManager), surface(AsyncStateManager)
     assert blocking.pop("open_application_data") == ["self", "storage_id"]
+    assert list(blocking.pop("open_volume"))[:3] == list(asynchronous.pop("open_image"))[:3]
     assert blocking == asynchronous
 
 

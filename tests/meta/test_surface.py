@@ -16,14 +16,19 @@ PUBLIC: Final = [
     "ClusterStatus",
     "Codec",
     "Consistency",
+    "DiscardReceipt",
     "ErrorCode",
     "Extent",
     "HoldfastError",
+    "KeepRule",
+    "KeptObject",
     "LayoutInfo",
     "LayoutPlan",
     "LayoutState",
     "NodeInfo",
+    "ObjectForm",
     "ObjectInfo",
+    "ObjectOrigin",
     "PointInfo",
     "Progress",
     "ProgressCallback",
@@ -51,7 +56,7 @@ THE_FIVE: Final = {
 """The mission's calls: their positional parameters with types, and what they return."""
 
 AROUND_THEM: Final = [
-    *("register_vm", "vm", "list_vms", "points", "point", "forget", "verify", "stats"),
+    *("register_vm", "vm", "list_vms", "discard_vm", "points", "point", "forget", "verify", "stats"),
     *("persist_stream", "retrieve_stream", "retrieve_to_file", "application_data", "list_application_data"),
     *("forget_application_data", "cluster_status", "nodes", "layout", "plan_layout", "apply_layout", "settle", "close"),
 ]
