@@ -20,7 +20,10 @@ from holdfast.calls.lifecycle import AsyncLifecycleCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
+from holdfast.sampling import check_sample
 from holdfast.sources import VolumeSource
+from holdfast.sources.told import Changed, told_changes
+from holdfast.sources_of_run import PointWish
 from holdfast.writing import PointJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
@@ -76,7 +79,7 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
             HoldfastError: NOT_FOUND, BUSY, SOURCE_UNREADABLE, VOLUME_CHANGED, NO_QUORUM, DISK_FULL, SESSION_LAPSED, …
         """
         request = state_pb2.BeginPointRequest(vm_id=check_name(vm_id, "VM name"), base_id=base, takeover=takeover)
-        return await self._make_point(request, sources, progress)
+        return await self._make_point(request, PointWish(sources or {}, None, 0.0), progress)
 
     async def incremental_backup(
         self,
@@ -87,14 +90,33 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
         base: str = "",
         takeover: bool = False,
         sources: Mapping[str, VolumeSource] | None = None,
+        changed: Changed | None = None,
+        since: str = "",
+        sample: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> str:
         """Save what changed since the newest living point that descends from `snapshot_id`, or since `parent`.
 
         The new point is a complete image all the same. Further arguments as in `create_snapshot`.
 
+        Args:
+            vm_id: the VM.
+            snapshot_id: the snapshot that the lineage starts from.
+            parent: build on this point, not on the newest one.
+            base: a point of any VM whose content may be named instead of sent.
+            takeover: end the VM's open session, if there is one, instead of failing.
+            sources: read these instead of what is registered, by volume name; they are closed at the end.
+            changed: (offset, length) in bytes of every range that changed, of the VM's one volume or by volume name;
+                nothing else of those volumes is read. Volumes that are not named are read as they always are.
+            since: the point that `changed` counts from. If it is not the parent, `changed` is not used and everything
+                is read; `last_transfer.notices` says so.
+            sample: share of what is called unchanged to read and compare all the same, from 0 to 1, at most 16 MiB a
+                volume; the manager's if None. A difference makes the run read everything.
+            progress: told how far it is.
+
         Raises:
-            HoldfastError: NO_PARENT, MISMATCH for another VM's point, and as `create_snapshot`.
+            HoldfastError: NO_PARENT, MISMATCH for another VM's point, INVALID_ARGUMENT for changes that make no sense,
+                and as `create_snapshot`.
         """
         request = state_pb2.BeginPointRequest(
             vm_id=check_name(vm_id, "VM name"),
@@ -104,20 +126,18 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
             base_id=base,
             takeover=takeover,
         )
-        return await self._make_point(request, sources, progress)
+        share = self._sample if sample is None else check_sample(sample)
+        return await self._make_point(request, PointWish(sources or {}, told_changes(changed, since), share), progress)
 
     async def _make_point(
-        self,
-        request: state_pb2.BeginPointRequest,
-        sources: Mapping[str, VolumeSource] | None,
-        progress: ProgressCallback | None,
+        self, request: state_pb2.BeginPointRequest, wish: PointWish, progress: ProgressCallback | None
     ) -> str:
         if request.base_id:
             check_id(request.base_id, "base id")
         request.nonce = self._random_bytes(NONCE_BYTES)
         tools, _ = self._open()
         job = PointJob(tools, progress)
-        point: PointInfo = await self._run(job, job.run(request, sources or {}))
+        point: PointInfo = await self._run(job, job.run(request, wish))
         return point.point_id
 
     async def restore_vm(

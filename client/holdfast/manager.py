@@ -27,8 +27,10 @@ from holdfast.results import (
     Transfer,
     VerifyReport,
 )
+from holdfast.sampling import SAMPLE_DEFAULT
 from holdfast.sealers import Sealing
 from holdfast.sources import VolumeSource
+from holdfast.sources.told import Changed
 from holdfast_core.model.limits import REPLICA_SETTLE_S
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.options import TlsFiles
@@ -58,6 +60,7 @@ class StateManager(LifecycleCalls, ServingCalls):
         replica_wait_s: float = REPLICA_SETTLE_S,
         workers: int | None = None,
         sealing: Sealing | None = None,
+        sample: float = SAMPLE_DEFAULT,
         clock: Clock | None = None,
     ) -> None:
         """Bind to a cluster; see `AsyncStateManager` for the arguments.
@@ -76,6 +79,7 @@ class StateManager(LifecycleCalls, ServingCalls):
             replica_wait_s=replica_wait_s,
             workers=workers,
             sealing=sealing,
+            sample=sample,
             clock=clock,
         )
         self._loop = LoopThread()
@@ -128,6 +132,9 @@ class StateManager(LifecycleCalls, ServingCalls):
         base: str = "",
         takeover: bool = False,
         sources: Mapping[str, VolumeSource] | None = None,
+        changed: Changed | None = None,
+        since: str = "",
+        sample: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> str:
         """Save what changed since the newest living point that descends from `snapshot_id`, or since `parent`."""
@@ -139,6 +146,9 @@ class StateManager(LifecycleCalls, ServingCalls):
                 base=base,
                 takeover=takeover,
                 sources=sources,
+                changed=changed,
+                since=since,
+                sample=sample,
                 progress=progress,
             )
         )

@@ -10,24 +10,30 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.access import Access
 from holdfast.convert import BLOCK_CODECS, CONSISTENCY_NUMBERS, volume_spec
+from holdfast.hints import ChangedPart, IndexDamaged, ParentIndex, parent_places
 from holdfast.index import IndexReader, LeafCursor
+from holdfast.leaves import GrowingLeaf, KeptSubtrees, PendingSpan
+from holdfast.planning import Planner, PointSources, VolumePlan
 from holdfast.results import Progress, ProgressCallback
 from holdfast.sealers import LeafSpans, SealingProcesses, SessionProcesses, ThreadSealer, VolumeSealer
-from holdfast.sources import SharedSource, VolumeSource, open_source
-from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, spans_of_leaf
+from holdfast.sources import SharedSource
+from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, SpanSource, spans_of_leaf
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind, Sealer
 from holdfast_core.model.limits import GIB, MIB, TREE_FAN_OUT
 from holdfast_core.model.tree import VolumeLeaf, VolumeTreeBuilder
+from holdfast_core.model.tree.shape import leaf_count
+from holdfast_core.model.tree.walk import VolumeRef
 from holdfast_core.runtime.blocks.groups import plain_task_group
-from holdfast_proto.v1.records_pb2 import PointRecord, VmRecord, VolumeRecord, VolumeSpec
+from holdfast_proto.v1.records_pb2 import VolumeRecord
 
 _SCAN_BYTES: Final = GIB
 _OFFERS_MAX: Final = 2
@@ -44,41 +50,7 @@ class ReadSums:
     changed_bytes: int = 0
     changed_blocks: int = 0
     reused_bytes: int = 0
-
-
-@dataclass(slots=True)
-class _Leaf:
-    """A leaf that is being put together from its spans."""
-
-    index: int
-    parent_id: bytes
-    parent: VolumeLeaf | None
-    slots: list[int] = field(default_factory=list)
-    fingerprints: list[bytes] = field(default_factory=list)
-    block_ids: list[bytes] = field(default_factory=list)
-    base_ids: list[bytes] = field(default_factory=list)
-
-    def add(self, span: SealedSpan) -> None:
-        """Take the next span's part."""
-        self.slots.extend(span.slots)
-        self.fingerprints.extend(span.fingerprints)
-        for block_id, base_id in span.references:
-            self.block_ids.append(block_id)
-            self.base_ids.append(base_id)
-
-    def made(self) -> VolumeLeaf:
-        """Return the leaf as it is now."""
-        return VolumeLeaf(tuple(self.slots), tuple(self.fingerprints), tuple(self.block_ids), tuple(self.base_ids))
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A span in a sealer's hands; `last` marks the last one of its leaf."""
-
-    leaf: _Leaf
-    future: concurrent.futures.Future[SealedSpan]
-    end_offset: int
-    last: bool
+    sampled_bytes: int = 0
 
 
 class IndexSink:
@@ -100,19 +72,42 @@ class IndexSink:
         return taken
 
 
-@dataclass(frozen=True, slots=True)
-class PointSources:
-    """What a point is made from: the registration, and earlier points whose content may be named."""
+@dataclass(slots=True)
+class _Run:
+    """A volume while it is read."""
 
-    vm: VmRecord
-    parent: PointRecord | None
-    base: PointRecord | None
-    damaged: Container[bytes]
-    given: Mapping[str, VolumeSource]
+    size_bytes: int
+    block_bytes: int
+    builder: VolumeTreeBuilder
+    sealer: VolumeSealer
+    group: asyncio.TaskGroup
+    offers: asyncio.Semaphore
+    pending: deque[PendingSpan | KeptSubtrees] = field(default_factory=deque)
+    in_flight: int = 0
+    blocks: int = 0
+    upcoming_leaf: int = 0
+
+    @property
+    def leaf_count(self) -> int:
+        """Number of leaves that the volume can have."""
+        return leaf_count(-(-self.size_bytes // self.block_bytes))
+
+    def keep(self, ref: VolumeRef) -> None:
+        """Name a subtree of the parent again when its turn comes."""
+        last = self.pending[-1] if self.pending else None
+        if isinstance(last, KeptSubtrees):
+            last.refs.append(ref)
+        else:
+            self.pending.append(KeptSubtrees([ref]))
 
 
 class PointReader:
-    """Reads a VM's volumes into an uploader and returns their records."""
+    """Reads a VM's volumes into an uploader and returns their records.
+
+    Attributes:
+        sums: what was read so far.
+        notices: sentences for people, about volumes that were read whole although there is a change tracker.
+    """
 
     def __init__(
         self,
@@ -129,6 +124,8 @@ class PointReader:
     ) -> None:
         """Bind to a session; `damaged_index` is told of index nodes of parent or base that no owner could give."""
         self.sums = ReadSums()
+        self.notices: list[str] = []
+        self._sums_before = (0, 0, 0)
         self._uploader = uploader
         self._index = index
         self._executor = executor
@@ -147,49 +144,40 @@ class PointReader:
         self._gathered_bytes = 0
         self._total_bytes = 0
 
-    async def read(self, sources: PointSources) -> list[VolumeRecord]:
-        """Read all volumes.
+    async def read(self, sources: PointSources, planner: Planner) -> list[VolumeRecord]:
+        """Read all volumes; the sources stay open, finished.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE, VOLUME_CHANGED, or what the uploader raises.
         """
-        loop = asyncio.get_running_loop()
-        opened: list[tuple[VolumeSpec, VolumeSource]] = []
-        try:
-            for spec in sources.vm.volumes:
-                source = sources.given.get(spec.name)
-                if source is None:
-                    source = await loop.run_in_executor(self._executor, open_source, volume_spec(spec))
-                opened.append((spec, source))
-            self._total_bytes = sum(source.size_bytes for _, source in opened)
-            self.sums.logical_bytes = self._total_bytes
-            shared = {
-                spec.name: source
-                for spec, source in opened
-                if spec.name not in sources.given and isinstance(source, SharedSource)
-            }
-            async with self._processes.lend(sum(source.data_bytes() for source in shared.values())) as processes:
-                records = []
-                for spec, source in opened:
-                    sealer = self._sealer_of(spec, source, sources.damaged, processes, shared.get(spec.name))
-                    records.append(await self._read_volume(spec, source, sealer, sources))
-                return records
-        finally:
-            for _, source in opened:
-                source.close()
+        plans = [await planner.plan(spec) for spec in sources.vm.volumes]
+        self.notices += planner.notices
+        self._total_bytes = sum(plan.source.size_bytes for plan in plans)
+        self.sums.logical_bytes = self._total_bytes
+        self.sums.sampled_bytes = planner.sampled_bytes
+        shared = {
+            plan.spec.name: plan.source
+            for plan in plans
+            if plan.spec.name not in sources.given and isinstance(plan.source, SharedSource)
+        }
+        to_read = sum(plan.read_bytes() for plan in plans if plan.spec.name in shared)
+        async with self._processes.lend(to_read) as processes:
+            return [await self._read_volume(plan, sources, processes, shared.get(plan.spec.name)) for plan in plans]
 
     def _sealer_of(
         self,
-        spec: VolumeSpec,
-        source: VolumeSource,
+        plan: VolumePlan,
         damaged: Container[bytes],
         processes: SessionProcesses | None,
         shared: SharedSource | None,
     ) -> VolumeSealer:
-        codec = BLOCK_CODECS[volume_spec(spec).codec]
+        codec = BLOCK_CODECS[volume_spec(plan.spec).codec]
         cache = self._caches.setdefault(codec, FingerprintCache())
         context = SpanContext(self._ring, self._sealer, codec, cache, damaged)
-        threads = ThreadSealer(self._executor, context, source, damaged=damaged)
+        if plan.changed is not None:
+            part = ChangedPart(plan.source, plan.changed, plan.spec.block_bytes)
+            return ThreadSealer(self._executor, context, part, damaged=damaged)
+        threads = ThreadSealer(self._executor, context, plan.source, damaged=damaged)
         if processes is None or shared is None:
             return threads
         return processes.sealer(
@@ -197,63 +185,149 @@ class PointReader:
         )
 
     async def _read_volume(
-        self, spec: VolumeSpec, source: VolumeSource, sealer: VolumeSealer, sources: PointSources
+        self, plan: VolumePlan, sources: PointSources, processes: SessionProcesses | None, shared: SharedSource | None
     ) -> VolumeRecord:
-        builder = VolumeTreeBuilder(-(-source.size_bytes // spec.block_bytes), self._sink.store)
-        parent = LeafCursor(self._index, _same_volume(sources.parent, spec))
-        base = LeafCursor(self._index, _same_volume(sources.base, spec))
-        pending: deque[_Pending] = deque()
-        blocks = 0
+        source = plan.source
+        run: _Run | None = None
         try:
             async with plain_task_group() as group:
                 offers = asyncio.Semaphore(_OFFERS_MAX)
-                async for leaf_index in self._allocated_leaves(source, spec.block_bytes * TREE_FAN_OUT):
-                    parent_id, parent_leaf = await parent.leaf(leaf_index)
-                    leaf = _Leaf(leaf_index, b"" if parent_id in sources.damaged else parent_id, parent_leaf)
-                    base_leaf = (await base.leaf(leaf_index))[1]
-                    for item in _submit(sealer, source.size_bytes, leaf, spec.block_bytes, base_leaf):
-                        pending.append(item)
-                        while len(pending) > self._in_flight_max:
-                            blocks += await self._take(pending.popleft(), builder, group, offers)
-                while pending:
-                    blocks += await self._take(pending.popleft(), builder, group, offers)
-                root = builder.finish()
+                run = self._run_of(plan, self._sealer_of(plan, sources.damaged, processes, shared), group, offers)
+                try:
+                    await self._fill(run, plan, sources)
+                except IndexDamaged as damage:
+                    # What was read so far is offered all the same: it counts as met, and is named again.
+                    await self._drain(run)
+                    plan = self._compared_after_all(plan, damage)
+                    run = self._run_of(plan, self._sealer_of(plan, sources.damaged, processes, shared), group, offers)
+                    await self._fill(run, plan, sources)
+                root = run.builder.finish()
                 self._gathered += self._sink.take()
-                await self._offer(group, offers)
-            consistency = source.finish()
+                await self._offer(run)
+            consistency = await asyncio.get_running_loop().run_in_executor(self._executor, source.finish)
         finally:
-            await _abandon(pending)
+            await _abandon(run)
+        self._done_bytes += source.size_bytes
+        self._tell(0)
+        return VolumeRecord(
+            name=plan.spec.name,
+            size_bytes=source.size_bytes,
+            block_bytes=plan.spec.block_bytes,
+            root=root,
+            consistency=CONSISTENCY_NUMBERS[consistency],
+            block_count=run.blocks,
+            reading=plan.reading,
+            reading_note=plan.note,
+        )
+
+    def _run_of(
+        self, plan: VolumePlan, sealer: VolumeSealer, group: asyncio.TaskGroup, offers: asyncio.Semaphore
+    ) -> _Run:
+        size_bytes, block_bytes = plan.source.size_bytes, plan.spec.block_bytes
+        builder = VolumeTreeBuilder(-(-size_bytes // block_bytes), self._sink.store)
+        return _Run(size_bytes, block_bytes, builder, sealer, group, offers)
+
+    def _compared_after_all(self, plan: VolumePlan, damage: IndexDamaged) -> VolumePlan:
+        """Begin anew without the hint; what was counted as changed will be counted again."""
+        self._damaged_index(damage.block_ids)
+        plan = plan.compared("the parent's index is damaged")
+        self.notices.append(plan.notice())
+        self.sums.changed_bytes, self.sums.changed_blocks, self.sums.reused_bytes = self._sums_before
+        return plan
+
+    async def _fill(self, run: _Run, plan: VolumePlan, sources: PointSources) -> None:
+        """Read a volume into its tree.
+
+        Raises:
+            IndexDamaged: a hint cannot be used, because the parent's index cannot be read where it is needed.
+        """
+        self._sums_before = self.sums.changed_bytes, self.sums.changed_blocks, self.sums.reused_bytes
+        if plan.changed is None or plan.parent is None:
+            await self._read_all(run, plan, sources)
+        else:
+            await self._read_changed(run, ChangedPart(plan.source, plan.changed, run.block_bytes), plan.parent)
+        await self._drain(run)
+
+    async def _read_all(self, run: _Run, plan: VolumePlan, sources: PointSources) -> None:
+        """Read all that is allocated, beside the leaves of parent and base."""
+        parent = LeafCursor(self._index, plan.parent.record if plan.parent is not None else None)
+        base = LeafCursor(self._index, plan.base)
+        try:
+            async for leaf_index in self._allocated_leaves(plan.source, run, 0, plan.source.size_bytes):
+                parent_id, parent_leaf = await parent.leaf(leaf_index)
+                base_leaf = (await base.leaf(leaf_index))[1]
+                leaf = GrowingLeaf(leaf_index, b"" if parent_id in sources.damaged else parent_id, parent_leaf)
+                await self._submit(run, leaf, base_leaf)
+        finally:
             await parent.close()
             await base.close()
         for damage in (parent.damage, base.damage):
             if damage:
                 self._damaged_index(damage)
-        self._done_bytes += source.size_bytes
-        self._tell(0)
-        return VolumeRecord(
-            name=spec.name,
-            size_bytes=source.size_bytes,
-            block_bytes=spec.block_bytes,
-            root=root,
-            consistency=CONSISTENCY_NUMBERS[consistency],
-            block_count=blocks,
-        )
 
-    async def _allocated_leaves(self, source: VolumeSource, leaf_bytes: int) -> AsyncIterator[int]:
-        """Yield the indexes of leaves that any allocated extent touches, ascending."""
-        loop = asyncio.get_running_loop()
+    async def _read_changed(self, run: _Run, part: ChangedPart, parent: ParentIndex) -> None:
+        """Read what changed, and keep the parent's subtrees between; a base's fingerprints are not looked at."""
+        run.blocks = parent.record.block_count
         upcoming = 0
-        for start in range(0, source.size_bytes, _SCAN_BYTES):
-            end = min(start + _SCAN_BYTES, source.size_bytes)
-            for extent in await loop.run_in_executor(self._executor, source.allocated, start, end):
-                for leaf_index in range(max(upcoming, extent.start // leaf_bytes), -(-extent.end // leaf_bytes)):
-                    yield leaf_index
-                    upcoming = leaf_index + 1
+        async with aclosing(parent_places(parent, size_bytes=part.size_bytes, changed=part.changed)) as places:
+            async for found in places:
+                await self._read_new(run, part, range(upcoming, found.place.first_leaf))
+                upcoming = found.place.end_leaf
+                if found.leaf is None:
+                    run.keep(found.place.ref)
+                    continue
+                run.blocks -= len(found.leaf.slots)
+                index = found.place.ref.place
+                if index < run.leaf_count:
+                    slots = part.slots(index)
+                    await self._submit(run, GrowingLeaf(index, found.place.ref.node_id, found.leaf, slots), None)
+        await self._read_new(run, part, range(upcoming, run.leaf_count))
 
-    async def _take(
-        self, item: _Pending, builder: VolumeTreeBuilder, group: asyncio.TaskGroup, offers: asyncio.Semaphore
-    ) -> int:
-        """Wait for a span, pass its new blocks on, and close its leaf if it was the last; returns its block count."""
+    async def _read_new(self, run: _Run, part: ChangedPart, leaves: range) -> None:
+        """Read what changed where the parent has nothing."""
+        ranges = part.changed.within(leaves.start * TREE_FAN_OUT, leaves.stop * TREE_FAN_OUT)
+        if ranges:
+            start, end = ranges[0][0] * run.block_bytes, min(ranges[-1][1] * run.block_bytes, run.size_bytes)
+            async for leaf_index in self._allocated_leaves(part, run, start, end):
+                await self._submit(run, GrowingLeaf(leaf_index, b"", None, part.slots(leaf_index)), None)
+
+    async def _allocated_leaves(self, source: SpanSource, run: _Run, start: int, end: int) -> AsyncIterator[int]:
+        """Yield the indexes of leaves that an allocated extent within the range touches, ascending, each once a run."""
+        loop = asyncio.get_running_loop()
+        leaf_bytes = run.block_bytes * TREE_FAN_OUT
+        for low in range(start, end, _SCAN_BYTES):
+            high = min(low + _SCAN_BYTES, end)
+            for extent in await loop.run_in_executor(self._executor, source.allocated, low, high):
+                first = max(run.upcoming_leaf, extent.start // leaf_bytes)
+                for leaf_index in range(first, -(-extent.end // leaf_bytes)):
+                    run.upcoming_leaf = leaf_index + 1
+                    yield leaf_index
+
+    async def _submit(self, run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> None:
+        """Hand the spans of a leaf to the sealer, and take what is in turn while too many are in flight."""
+        items = _spans_of(run, leaf, base)
+        run.pending.extend(items)
+        run.in_flight += len(items)
+        while run.in_flight > self._in_flight_max:
+            await self._advance(run)
+
+    async def _drain(self, run: _Run) -> None:
+        """Take all that is pending."""
+        while run.pending:
+            await self._advance(run)
+
+    async def _advance(self, run: _Run) -> None:
+        """Take the next item in turn."""
+        item = run.pending.popleft()
+        if isinstance(item, KeptSubtrees):
+            for ref in item.refs:
+                run.builder.reuse_subtree(ref.level, ref.place, ref.node_id)
+        else:
+            run.in_flight -= 1
+            await self._take(item, run)
+
+    async def _take(self, item: PendingSpan, run: _Run) -> None:
+        """Wait for a span, pass its new blocks on, and close its leaf if it was the last."""
         span = await asyncio.wrap_future(item.future)
         self.sums.read_bytes += span.read_bytes
         self.sums.changed_bytes += span.changed_bytes
@@ -261,63 +335,63 @@ class PointReader:
         self.sums.reused_bytes += span.reused_bytes
         leaf = item.leaf
         leaf.add(span)
-        if item.last and leaf.slots:
-            made = leaf.made()
+        if item.last and (made := leaf.made()) is not None:
+            run.blocks += len(made.slots)
             if leaf.parent_id and made == leaf.parent:
-                builder.reuse_leaf(leaf.index, leaf.parent_id)
+                run.builder.reuse_leaf(leaf.index, leaf.parent_id)
             else:
-                builder.add_leaf(leaf.index, made)
+                run.builder.add_leaf(leaf.index, made)
         self._gathered += [Outgoing(block, plain_bytes) for block, plain_bytes in span.new]
         self._gathered += self._sink.take()
         self._gathered_bytes += sum([len(block.data) for block, _ in span.new])
         if self._gathered_bytes >= _OFFER_BYTES:
-            await self._offer(group, offers)
+            await self._offer(run)
         self._tell(item.end_offset)
-        return len(span.slots)
 
-    async def _offer(self, group: asyncio.TaskGroup, offers: asyncio.Semaphore) -> None:
+    async def _offer(self, run: _Run) -> None:
         """Offer what has been gathered, beside the reading."""
         outgoing, self._gathered, self._gathered_bytes = self._gathered, [], 0
         if not outgoing:
             return
-        await offers.acquire()
+        await run.offers.acquire()
 
         async def offer() -> None:
             try:
                 await self._uploader.offer(outgoing)
             finally:
-                offers.release()
+                run.offers.release()
 
-        group.create_task(offer())
+        run.group.create_task(offer())
 
     def _tell(self, offset: int) -> None:
         if self._progress is not None:
             self._progress(Progress("send", self._done_bytes + offset, self._total_bytes))
 
 
-def _same_volume(point: PointRecord | None, spec: VolumeSpec) -> VolumeRecord | None:
-    """Return the volume of an earlier point that can be compared block by block."""
-    for volume in point.volumes if point is not None else ():
-        if volume.name == spec.name and volume.block_bytes == spec.block_bytes:
-            return volume
-    return None
-
-
-def _submit(
-    sealer: VolumeSealer, size_bytes: int, leaf: _Leaf, block_bytes: int, base: VolumeLeaf | None
-) -> list[_Pending]:
-    """Hand the spans of a leaf that lie within the volume to its sealer."""
-    offset = leaf.index * block_bytes * TREE_FAN_OUT
-    spans = [(first, end) for first, end in spans_of_leaf(block_bytes) if offset + first * block_bytes < size_bytes]
-    futures = sealer.submit(LeafSpans(offset, spans, block_bytes, leaf.parent, base))
+def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[PendingSpan]:
+    """Hand the spans of a leaf that lie within the volume and hold something to read to its sealer."""
+    offset = leaf.index * run.block_bytes * TREE_FAN_OUT
+    spans = [
+        (first, end)
+        for first, end in spans_of_leaf(run.block_bytes)
+        if offset + first * run.block_bytes < run.size_bytes and leaf.reads(first, end)
+    ]
+    if not spans:
+        # What is kept of the leaf still has its turn.
+        nothing: concurrent.futures.Future[SealedSpan] = concurrent.futures.Future()
+        nothing.set_result(SealedSpan())
+        return [PendingSpan(leaf, nothing, offset, last=True)]
+    futures = run.sealer.submit(LeafSpans(offset, spans, run.block_bytes, leaf.parent, base))
     return [
-        _Pending(leaf, future, min(offset + end * block_bytes, size_bytes), (first, end) == spans[-1])
+        PendingSpan(leaf, future, min(offset + end * run.block_bytes, run.size_bytes), last=(first, end) == spans[-1])
         for (first, end), future in zip(spans, futures, strict=True)
     ]
 
 
-async def _abandon(pending: deque[_Pending]) -> None:
+async def _abandon(run: _Run | None) -> None:
     """Cancel spans, and wait for those that run: they use the source, which is closed next."""
-    running = [item.future for item in pending if not item.future.cancel()]
+    pending = run.pending if run is not None else ()
+    futures = [item.future for item in pending if isinstance(item, PendingSpan)]
+    running = [future for future in futures if not future.cancel()]
     if running:
         await asyncio.get_running_loop().run_in_executor(None, concurrent.futures.wait, running)

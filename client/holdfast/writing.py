@@ -7,7 +7,8 @@ manager owns and waits for when it settles or closes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -16,11 +17,13 @@ from holdfast.access import Access
 from holdfast.convert import object_info, point_info, transfer_message
 from holdfast.index import IndexReader
 from holdfast.objects import ObjectWriter
-from holdfast.points import PointReader, PointSources, ReadSums
+from holdfast.planning import Planner, PointSources
+from holdfast.points import PointReader, ReadSums
 from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, Transfer, TransferStats
+from holdfast.sampling import Sampler
 from holdfast.sealers import SealingProcesses
 from holdfast.sessions import COMMIT_TIMEOUT_S, Session, abort
-from holdfast.sources import VolumeSource
+from holdfast.sources_of_run import PointWish, SourcesOfRun
 from holdfast.uploader import Uploader
 from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.key_file import DataKey
@@ -32,9 +35,11 @@ from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1 import state_pb2
 from holdfast_proto.v1.common_pb2 import Grant
+from holdfast_proto.v1.records_pb2 import VolumeRecord
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 TAIL_S: Final = 600.0
+_SAMPLE_SEED_BYTES: Final = 16
 
 Made = TypeVar("Made", PointInfo, ObjectInfo)
 
@@ -114,8 +119,12 @@ class WriteJob(Generic[Made]):
         session: Session,
         sums: ReadSums,
         commit: Callable[[TransferStats], Awaitable[Made]],
+        committed: Callable[[], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
-        """Bring everything to its quorum, wait a little for the other copies, commit, then wait for the rest."""
+        """Bring everything to its quorum, wait a little for the other copies, commit, then wait for the rest.
+
+        `committed` is called once the commit stands, before anybody hears of it, and returns notices.
+        """
         await uploader.flush()
         quorum_s = self._elapsed_s()
         self._tell("settle", sums.logical_bytes)
@@ -124,15 +133,16 @@ class WriteJob(Generic[Made]):
         stats = _stats(sums, uploader)
         self._tell("commit", sums.logical_bytes)
         made = await session.commit(lambda: commit(stats))
-        times = Transfer(session.session_id, stats, quorum_s, self._elapsed_s(), replicated_s)
+        committed_s = self._elapsed_s()
+        notices = await committed() if committed is not None else ()
+        times = Transfer(session.session_id, stats, quorum_s, committed_s, replicated_s, notices)
         self._tools.timed(times)
         self.made.set_result(made)
         if not settled:
             if not await uploader.settle(TAIL_S):
                 uploader.give_up()
             elif not uploader.under_replicated_blocks:
-                done = Transfer(times.resource_id, stats, quorum_s, times.committed_s, self._elapsed_s())
-                self._tools.timed(done)
+                self._tools.timed(dataclasses.replace(times, replicated_s=self._elapsed_s()))
 
 
 def _stats(sums: ReadSums, uploader: Uploader) -> TransferStats:
@@ -149,69 +159,105 @@ def _stats(sums: ReadSums, uploader: Uploader) -> TransferStats:
         stored_blocks=sent.stored_blocks,
         under_replicated_blocks=uploader.under_replicated_blocks,
         index_bytes=sent.index_bytes,
+        sampled_bytes=sums.sampled_bytes,
     )
 
 
 class PointJob(WriteJob[PointInfo]):
     """Makes a recovery point."""
 
-    async def run(self, request: state_pb2.BeginPointRequest, given: Mapping[str, VolumeSource]) -> None:
-        """Begin, read, send, commit.
+    async def run(self, request: state_pb2.BeginPointRequest, wish: PointWish) -> None:
+        """Begin, open the sources, read, send, commit, and let the sources hear how it ended.
 
         Raises:
             HoldfastError: whatever stands in the way; the session is then aborted.
         """
         tools = self._tools
-        begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginPoint, request)
-        access = await self._access(begun.session_id, begun.grant)
-        session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
-        async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
-            parent = begun.parent if begun.HasField("parent") else None
-            base = begun.base if begun.HasField("base") else None
-            for point in (parent, base):
-                if point is not None:
-                    check_point(access.ring, point)
-            damage: list[bytes] = []
-            reader = PointReader(
-                access,
-                uploader,
-                tools.index(access, tools.reader(access)),
-                tools.executor,
-                tools.processes,
-                workers=tools.workers,
-                key_epoch=access.sealing_epoch(begun.key_epoch),
-                progress=self._progress,
-                damaged_index=damage.extend,
-            )
-            damaged = frozenset(split_ids(begun.damaged_ids))
-            volumes = await reader.read(PointSources(begun.vm, parent, base, damaged, given))
-            if damage:
-                await tools.report_damage(tuple(damage), parent.point_id if parent is not None else "")
-            parent_id = parent.point_id if parent is not None else ""
-            mac = point_mac(
-                access.ring,
-                tenant=access.ring.tenant,
-                point_id=begun.session_id,
-                vm_id=begun.vm.vm_id,
-                parent_id=parent_id,
-                volumes=volumes,
-            )
+        async with SourcesOfRun(tools.executor, wish) as opened:
+            begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginPoint, request)
+            access = await self._access(begun.session_id, begun.grant)
+            session = Session(tools.endpoints, access, begun.session_id, ttl_ms=begun.session_ttl_ms, clock=tools.clock)
+            async with session, Uploader(access, tools.pool, clock=tools.clock) as uploader:
+                for point in (begun.parent, begun.base):
+                    if point.point_id:
+                        check_point(access.ring, point)
+                try:
+                    await opened.open(begun)
+                    reader, volumes = await self._read(begun, access, uploader, opened, wish)
 
-            async def commit(stats: TransferStats) -> PointInfo:
-                answer = await tools.endpoints.call(
-                    lambda channel: StateServiceStub(channel).CommitPoint,
-                    state_pb2.CommitPointRequest(
-                        session_id=begun.session_id,
-                        volumes=volumes,
-                        mac=mac,
-                        stats=transfer_message(stats),
-                        parent_id=parent_id,
-                    ),
-                    timeout_s=COMMIT_TIMEOUT_S,
-                )
-                return point_info(answer.point)
+                    async def committed() -> tuple[str, ...]:
+                        return (*reader.notices, *await opened.committed())
 
-            await self._finish(uploader, session, reader.sums, commit)
+                    commit = self._committing(begun, access, volumes)
+                    await self._finish(uploader, session, reader.sums, commit, committed)
+                finally:
+                    # While the session still holds the VM: another backup would meet trackers that are not told yet.
+                    await opened.end()
+
+    def _committing(
+        self, begun: state_pb2.BeginPointResponse, access: Access, volumes: list[VolumeRecord]
+    ) -> Callable[[TransferStats], Awaitable[PointInfo]]:
+        """Return the call that makes the point visible."""
+        parent_id = begun.parent.point_id
+        mac = point_mac(
+            access.ring,
+            tenant=access.ring.tenant,
+            point_id=begun.session_id,
+            vm_id=begun.vm.vm_id,
+            parent_id=parent_id,
+            volumes=volumes,
+        )
+
+        async def commit(stats: TransferStats) -> PointInfo:
+            answer = await self._tools.endpoints.call(
+                lambda channel: StateServiceStub(channel).CommitPoint,
+                state_pb2.CommitPointRequest(
+                    session_id=begun.session_id,
+                    volumes=volumes,
+                    mac=mac,
+                    stats=transfer_message(stats),
+                    parent_id=parent_id,
+                ),
+                timeout_s=COMMIT_TIMEOUT_S,
+            )
+            return point_info(answer.point)
+
+        return commit
+
+    async def _read(
+        self,
+        begun: state_pb2.BeginPointResponse,
+        access: Access,
+        uploader: Uploader,
+        opened: SourcesOfRun,
+        wish: PointWish,
+    ) -> tuple[PointReader, list[VolumeRecord]]:
+        """Read all volumes into the uploader; damage of earlier indexes is reported."""
+        tools = self._tools
+        parent = begun.parent if begun.HasField("parent") else None
+        base = begun.base if begun.HasField("base") else None
+        index = tools.index(access, tools.reader(access))
+        damage: list[bytes] = []
+        reader = PointReader(
+            access,
+            uploader,
+            index,
+            tools.executor,
+            tools.processes,
+            workers=tools.workers,
+            key_epoch=access.sealing_epoch(begun.key_epoch),
+            progress=self._progress,
+            damaged_index=damage.extend,
+        )
+        damaged = frozenset(split_ids(begun.damaged_ids))
+        sources = PointSources(begun.vm, parent, base, damaged, opened.sources, wish.sources.keys(), wish.told)
+        sampler = Sampler(
+            access.ring, tools.executor, fraction=wish.sample, seed=tools.random_bytes(_SAMPLE_SEED_BYTES)
+        )
+        volumes = await reader.read(sources, Planner(sources, index, tools.executor, sampler))
+        if damage:
+            await tools.report_damage(tuple(damage), begun.parent.point_id)
+        return reader, volumes
 
 
 class ObjectJob(WriteJob[ObjectInfo]):

@@ -18,6 +18,7 @@ from holdfast.key_file import read_key_file
 from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import RestoreReport, Transfer
+from holdfast.sampling import SAMPLE_DEFAULT, check_sample
 from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.writing import Made, Toolbox, WriteJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -56,6 +57,7 @@ class AsyncCore:
         replica_wait_s: float = REPLICA_SETTLE_S,
         workers: int | None = None,
         sealing: Sealing | None = None,
+        sample: float = SAMPLE_DEFAULT,
         clock: Clock | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -74,6 +76,8 @@ class AsyncCore:
             workers: threads for cutting, hashing, compressing; the number of processors if None.
             sealing: who seals raw volumes: "processes", "threads", or "auto", which takes processes where there is much
                 to read and they can be started; HOLDFAST_SEALING, else "auto", if None.
+            sample: share of the blocks that a change tracker calls unchanged to read and compare all the same, from 0
+                to 1, at most 16 MiB a volume a run; 0 trusts every tracker.
 
         Raises:
             HoldfastError: INVALID_ARGUMENT if no coordinator is named, or an argument is malformed.
@@ -96,6 +100,7 @@ class AsyncCore:
         self._replica_wait_s = replica_wait_s
         self._workers = workers or len(os.sched_getaffinity(0))
         self._sealing = check_sealing(sealing or os.environ.get(SEALING_VARIABLE) or "auto")
+        self._sample = check_sample(sample)
         self._clock: Clock = clock or SystemClock()
         self._random_bytes = random_bytes
         self._tools: Toolbox | None = None

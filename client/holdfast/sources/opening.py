@@ -73,16 +73,15 @@ class OpenedSources(Mapping[str, VolumeSource]):
                     lost.append(f"volume {name}: its change tracker is lost, the next backup reads it all: {error}")
         return tuple(lost)
 
-    def close(self) -> None:
-        """Close all of them, whatever one of them raises."""
-        failed: HoldfastError | None = None
-        for source in self._sources.values():
+    def close(self) -> tuple[str, ...]:
+        """Close all of them; returns a sentence for each that could not be closed."""
+        failed = []
+        for name, source in self._sources.items():
             try:
                 source.close()
             except HoldfastError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+                failed.append(f"volume {name}: it could not be closed: {error}")
+        return tuple(failed)
 
 
 def open_sources(

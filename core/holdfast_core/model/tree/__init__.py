@@ -1,10 +1,12 @@
 """Index trees: what a volume or a stored object consists of (DESIGN section 4, docs/formats.md).
 
-`nodes` is their form in bytes, `build` makes them bottom up, `walk`, `objects` and `diff` read them. Nothing here
-fetches or opens: builders hand nodes to a function that stores them, walks say what they want and are fed plaintexts.
+`nodes` is their form in bytes, `build` makes them bottom up; `walk`, `changed`, `objects` and `diff` read them. Nothing
+here fetches or opens: builders hand nodes to a function that stores them, walks say what they want and are fed
+plaintexts.
 """
 
 from holdfast_core.model.tree.build import ObjectTreeBuilder, VolumeTreeBuilder
+from holdfast_core.model.tree.changed import ChangedWalk, Place
 from holdfast_core.model.tree.diff import DiffWalk, NewReferences, ObjectScan
 from holdfast_core.model.tree.nodes import (
     Node,
@@ -23,6 +25,7 @@ from holdfast_core.model.tree.walk import (
 )
 
 __all__ = [
+    "ChangedWalk",
     "DiffWalk",
     "NewReferences",
     "Node",
@@ -32,6 +35,7 @@ __all__ = [
     "ObjectScan",
     "ObjectTreeBuilder",
     "ObjectWalk",
+    "Place",
     "VolumeInner",
     "VolumeLeaf",
     "VolumeTreeBuilder",

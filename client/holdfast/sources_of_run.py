@@ -1,0 +1,102 @@
+"""The sources of one session: opened after it began, told how it ended, closed. Their calls block, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from holdfast.convert import volume_spec
+from holdfast.sources import BackupRun, OpenedSources, VolumeSource, open_sources
+from holdfast.sources.told import ToldChanges
+from holdfast_proto.v1.state_pb2 import BeginPointResponse
+
+_log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class PointWish:
+    """What a caller asks of a point, beside what the coordinator is told.
+
+    Attributes:
+        sources: read these instead of what is registered, by volume name.
+        told: changes that the caller tracked.
+        sample: share of what is called unchanged to read all the same, from 0 to 1.
+    """
+
+    sources: Mapping[str, VolumeSource]
+    told: ToldChanges | None
+    sample: float
+
+
+class SourcesOfRun:
+    """Holds what the caller brought from the beginning, and all sources of the VM once they are open.
+
+    Whatever happens, trackers hear of it exactly once, and everything is closed.
+    """
+
+    def __init__(self, executor: Executor, wish: PointWish) -> None:
+        """Take what the caller brought."""
+        self._executor = executor
+        self._wish = wish
+        self._opened: OpenedSources | None = OpenedSources(wish.sources)
+
+    async def __aenter__(self) -> SourcesOfRun:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what has not been ended."""
+        await self.end()
+
+    @property
+    def sources(self) -> Mapping[str, VolumeSource]:
+        """The sources by volume name."""
+        return self._opened or {}
+
+    async def open(self, begun: BeginPointResponse) -> None:
+        """Open all sources of the VM.
+
+        Raises:
+            HoldfastError: as `open_sources`; INVALID_ARGUMENT if changes were told of a volume that is not there.
+        """
+        await self._in_thread(lambda: self._open(begun))
+
+    def _open(self, begun: BeginPointResponse) -> None:
+        specs = {spec.name: volume_spec(spec) for spec in begun.vm.volumes}
+        if self._wish.told is not None:
+            self._wish.told.check_names(specs)
+        self._opened = None  # they are ended by `open_sources` if that fails
+        run = BackupRun(begun.vm.vm_id, begun.session_id, begun.parent.point_id)
+        self._opened = open_sources(specs, run, given=self._wish.sources)
+
+    async def committed(self) -> tuple[str, ...]:
+        """Let trackers go on from the new point, and close; returns notices."""
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return ()
+        return await self._in_thread(lambda: (*opened.committed(), *opened.close()))
+
+    async def end(self) -> None:
+        """Let trackers go on from the parent, and close; nothing where that, or `committed`, has been done."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            for notice in await self._in_thread(lambda: (*opened.abandoned(), *opened.close())):
+                _log.warning("%s", notice)
+
+    async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
+        """Run a call to its end, even where the caller is cancelled meanwhile: a thread cannot be stopped."""
+        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
