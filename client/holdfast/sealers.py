@@ -20,7 +20,7 @@ from holdfast.descriptors import RawReader
 from holdfast.sealing import SealingPool
 from holdfast.sealing_messages import SpanRequest, pack_entries
 from holdfast.spans import SealedSpan, SpanContext, SpanSource, leaf_entries, seal_volume_span
-from holdfast_core.model.block import Codec
+from holdfast_core.model.block import Codec, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.lent import SealingKeys
 from holdfast_core.model.limits import MIB, RPC_TIMEOUT_S
@@ -79,7 +79,7 @@ class ThreadSealer:
     """Seals in threads of this process; for every kind of source."""
 
     def __init__(
-        self, executor: Executor, context: SpanContext, source: SpanSource, *, damaged: Container[bytes]
+        self, executor: Executor, context: SpanContext[SealedBlock], source: SpanSource, *, damaged: Container[bytes]
     ) -> None:
         """Bind to a volume; entries that name an id in `damaged` are sealed again."""
         self._executor = executor

@@ -13,10 +13,19 @@ import struct
 from collections.abc import Container
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from holdfast.spans import SPAN_BYTES, UNSEALED, LeafEntries, SealedSpan, Waiting
-from holdfast_core.model.block import SEALED_OVERHEAD_BYTES, Codec, Kind, verify
+from holdfast.spans import SPAN_BYTES, UNSEALED, LeafEntries, SealedSpan, SpanOf, Waiting
+from holdfast_core.model.block import (
+    SEALED_OVERHEAD_BYTES,
+    SEAM_BYTES,
+    Buffer,
+    Codec,
+    Kind,
+    Sealer,
+    sealed_beside,
+    seam,
+)
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.lent import SealingKeys
 from holdfast_core.model.limits import BLOCK_ID_BYTES, KIB, TREE_FAN_OUT
@@ -135,12 +144,48 @@ def unpack_entries(packed: PackedEntries | None) -> LeafEntries:
     return dict(zip(slots, zip(_cut(fingerprints), references, strict=True), strict=True))
 
 
-def pack_span(span: SealedSpan, arena: memoryview) -> bytes:
-    """Put the blocks of a span into its slot of the arena; return the answer's packet."""
-    at = 0
-    for data in (*[block.data for block, _ in span.new], *[item.plain for item in span.waiting]):
-        end = at + len(data)
-        arena[at:end] = data
+class PlacedBlock(NamedTuple):
+    """A block that was sealed into an arena.
+
+    Attributes:
+        id: the hash of its bytes.
+        length: how many bytes it has there.
+        seam: the first and the last of them; see `holdfast_core.model.block.seam`.
+    """
+
+    id: bytes
+    length: int
+    seam: bytes
+
+
+class ArenaSealer:
+    """Seals blocks end to end into a slot of the arena."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        """Take the sealer; `begin` before anything is sealed."""
+        self._sealer = sealer
+        self._slot = memoryview(b"")
+        self._at = 0
+
+    def begin(self, slot: memoryview) -> None:
+        """Seal into this slot from now on; what is there is overwritten."""
+        self._slot = slot
+        self._at = 0
+
+    def seal(self, plain: Buffer, *, codec: Codec) -> PlacedBlock:
+        """Seal a block behind the one before it."""
+        out = self._slot[self._at :]
+        block_id, length = self._sealer.seal_into(plain, out, codec=codec)
+        self._at += length
+        return PlacedBlock(block_id, length, seam(out[:length]))
+
+
+def pack_span(span: SpanOf[PlacedBlock], arena: memoryview) -> bytes:
+    """Put what waits into the span's slot of the arena, behind what is sealed there; return the answer's packet."""
+    at = sum([block.length for block, _ in span.new])
+    for item in span.waiting:
+        end = at + len(item.plain)
+        arena[at:end] = item.plain
         at = end
     count = len(span.new)
     waiting = (
@@ -155,7 +200,8 @@ def pack_span(span: SealedSpan, arena: memoryview) -> bytes:
         bytes([reference[1] != b"" for reference in span.references]),
         b"".join([reference[1] for reference in span.references]),
         b"".join([block.id for block, _ in span.new]),
-        struct.pack(f"<{count}I", *[len(block.data) for block, _ in span.new]),
+        b"".join([block.seam for block, _ in span.new]),
+        struct.pack(f"<{count}I", *[block.length for block, _ in span.new]),
         struct.pack(f"<{count}I", *[plain_bytes for _, plain_bytes in span.new]),
     )
     sums = (span.read_bytes, span.changed_bytes, span.changed_blocks, span.reused_bytes)
@@ -168,7 +214,7 @@ def pack_error(error: HoldfastError) -> bytes:
 
 
 def unpack_answer(packet: bytes, arena: memoryview) -> SealedSpan:
-    """Return a span whose blocks are copied out of its slot of the arena, and verified as every block is that crosses.
+    """Return a span whose blocks are copied out of its slot of the arena.
 
     Raises:
         HoldfastError: what sealing the span raised in the process; CORRUPT if the arena holds another block than the
@@ -178,10 +224,13 @@ def unpack_answer(packet: bytes, arena: memoryview) -> SealedSpan:
     if not done:
         code, message, facts, ids = body
         raise HoldfastError(ErrorCode[code], message, facts=facts, block_ids=ids)
-    sums, (slots, fingerprints, block_ids, have_base, bases, new_ids, lengths, plain), packed_waiting = body
+    sums, (slots, fingerprints, block_ids, have_base, bases, new_ids, seams, lengths, plain), packed_waiting = body
     count = len(new_ids) // BLOCK_ID_BYTES
     ends = list(accumulate(struct.unpack(f"<{count}I", lengths), initial=0))
-    blocks = [verify(block_id, arena[at:end]) for block_id, at, end in zip(_cut(new_ids), ends, ends[1:], strict=False)]
+    blocks = [
+        sealed_beside(block_id, arena[at:end], there)
+        for block_id, at, end, there in zip(_cut(new_ids), ends, ends[1:], _cut(seams, SEAM_BYTES), strict=False)
+    ]
     references = list(zip(_cut(block_ids), _cut_bases(have_base, bases), strict=True))
     waiting = _unpack_waiting(packed_waiting, arena[ends[-1] :])
     for item in waiting:
@@ -210,9 +259,9 @@ def _unpack_waiting(packed: tuple[bytes, bytes, bytes], arena: memoryview) -> li
     ]
 
 
-def _cut(column: bytes) -> list[bytes]:
-    """Cut a column of ids or fingerprints, 32 bytes each."""
-    return [column[at : at + BLOCK_ID_BYTES] for at in range(0, len(column), BLOCK_ID_BYTES)]
+def _cut(column: bytes, size: int = BLOCK_ID_BYTES) -> list[bytes]:
+    """Cut a column of ids or fingerprints, or of something else of `size` bytes each."""
+    return [column[at : at + size] for at in range(0, len(column), size)]
 
 
 def _cut_bases(have_base: bytes, bases: bytes) -> list[bytes]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
-from holdfast_core.model.block import Buffer, Codec, SealedBlock, Sealer
+from holdfast_core.model.block import Buffer, Codec, SealedBlock
 from holdfast_core.model.limits import MIB, TREE_FAN_OUT, VOLUME_BLOCK_BYTES_MAX
 
 if TYPE_CHECKING:  # a worker process loads this module, and seals without them
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # a worker process loads this module, and seals without them
     from holdfast_core.model.tree import VolumeLeaf
 
 SPAN_BYTES: Final = 8 * MIB
+# Of a span, read at a time: what was read is still in the processor's own cache when it is hashed and compressed.
+_PIECE_BYTES: Final = 1 * MIB
 _ZEROS: Final = bytes(VOLUME_BLOCK_BYTES_MAX)
 
 Reference = tuple[bytes, bytes]
@@ -77,8 +79,28 @@ class SpanSource(Protocol):
         ...
 
 
+class Sealed(Protocol):
+    """A block that was sealed, wherever its bytes are."""
+
+    @property
+    def id(self) -> bytes:
+        """The hash of its bytes."""
+
+
+Made = TypeVar("Made", bound=Sealed)
+Made_co = TypeVar("Made_co", bound=Sealed, covariant=True)
+
+
+class SpanSealer(Protocol[Made_co]):
+    """Seals a span's blocks: `holdfast_core.model.block.Sealer`, or one that puts them elsewhere."""
+
+    def seal(self, plain: Buffer, *, codec: Codec) -> Made_co:
+        """Compress and seal a block."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class SpanContext:
+class SpanContext(Generic[Made]):
     """What all spans of one volume or object share.
 
     Attributes:
@@ -86,7 +108,7 @@ class SpanContext:
     """
 
     ring: Fingerprinter
-    sealer: Sealer
+    sealer: SpanSealer[Made]
     codec: Codec
     cache: FingerprintCache
     damaged: Container[bytes]
@@ -108,7 +130,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class SealedSpan:
+class SpanOf(Generic[Made]):
     """What came of a span: its part of the index, and the blocks that may be new to the cluster.
 
     Attributes:
@@ -129,7 +151,7 @@ class SealedSpan:
     slots: list[int] = field(default_factory=list)
     fingerprints: list[bytes] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
-    new: list[tuple[SealedBlock, int]] = field(default_factory=list)
+    new: list[tuple[Made, int]] = field(default_factory=list)
     read_bytes: int = 0
     changed_bytes: int = 0
     changed_blocks: int = 0
@@ -140,11 +162,20 @@ class SealedSpan:
     delta_bytes: int = 0
 
 
+SealedSpan: TypeAlias = SpanOf[SealedBlock]
+"""A span whose blocks are here."""
+
+
 class _Buffers(threading.local):
-    """A span's buffer a thread."""
+    """A buffer a thread to read pieces of a span into."""
 
     def __init__(self) -> None:
-        self.span = bytearray(SPAN_BYTES)
+        self.piece = bytearray(_PIECE_BYTES)
+
+    def take(self, size: int) -> bytearray:
+        if size > len(self.piece):
+            self.piece = bytearray(size)
+        return self.piece
 
 
 _buffers = _Buffers()
@@ -172,7 +203,7 @@ def spans_of_leaf(block_bytes: int) -> list[tuple[int, int]]:
 
 
 def seal_volume_span(
-    context: SpanContext,
+    context: SpanContext[Made],
     source: SpanSource,
     *,
     leaf_offset: int,
@@ -182,7 +213,7 @@ def seal_volume_span(
     parent: LeafEntries,
     base: LeafEntries,
     delta_every: int = 0,
-) -> SealedSpan:
+) -> SpanOf[Made]:
     """Read and seal the blocks `first_slot` to before `end_slot` of the leaf that begins at `leaf_offset`.
 
     Of the changed blocks whose place had another block before, one in `delta_every` is left waiting; none if 0.
@@ -190,51 +221,64 @@ def seal_volume_span(
     Raises:
         HoldfastError: what the source raises.
     """
-    start = leaf_offset + first_slot * block_bytes
-    end = min(leaf_offset + end_slot * block_bytes, source.size_bytes)
-    result = SealedSpan()
-    if start >= end:
-        return result
-    extents = source.allocated(start, end)
-    if not extents:
-        return result
-    buffer = _buffers.span
-    view = memoryview(buffer)
-    touched = _read(source, extents, start=start, end=end, block_bytes=block_bytes, view=view, result=result)
-    cache, ring = context.cache, context.ring
-    for position in touched:
-        at = position * block_bytes
-        length = min(block_bytes, end - start - at)
-        # In place, and it stops at the first difference: a slice to compare would be copied first.
-        if buffer.startswith(_ZEROS if length == len(_ZEROS) else _zeros(length), at):
+    result: SpanOf[Made] = SpanOf()
+    step = max(1, _PIECE_BYTES // block_bytes)
+    for first in range(first_slot, end_slot, step):
+        start = leaf_offset + first * block_bytes
+        end = min(leaf_offset + min(first + step, end_slot) * block_bytes, source.size_bytes)
+        if start >= end:
+            break
+        extents = source.allocated(start, end)
+        if not extents:
             continue
-        slot = first_slot + position
-        plain = view[at : at + length]
-        fingerprint = ring.fingerprint(plain)
-        known = parent.get(slot)
-        if known is not None and known[0] == fingerprint:
-            reference = known[1]
-        else:
-            result.changed_bytes += length
-            result.changed_blocks += 1
-            similar = base.get(slot)
-            met = similar[1] if similar is not None and similar[0] == fingerprint else cache.get(fingerprint)
-            before = known or similar
-            if met is not None:
-                reference = met
-                result.reused_bytes += length
-            elif before is not None and is_tried(fingerprint, delta_every):
-                reference = UNSEALED
-                result.waiting.append(Waiting(len(result.references), bytes(plain), base_of(before[1])))
-            else:
-                block = context.sealer.seal(plain, codec=context.codec)
-                reference = (block.id, b"")
-                result.new.append((block, length))
-                cache.put(fingerprint, reference)
-        result.slots.append(slot)
-        result.fingerprints.append(fingerprint)
-        result.references.append(reference)
+        buffer = _buffers.take(step * block_bytes)
+        view = memoryview(buffer)
+        touched = _read(source, extents, start=start, end=end, block_bytes=block_bytes, view=view, result=result)
+        for position in touched:
+            at = position * block_bytes
+            length = min(block_bytes, end - start - at)
+            # In place, and it stops at the first difference: a slice to compare would be copied first.
+            if not buffer.startswith(_ZEROS if length == len(_ZEROS) else _zeros(length), at):
+                _take_block(context, first + position, view[at : at + length], parent, base, delta_every, result)
     return result
+
+
+def _take_block(
+    context: SpanContext[Made],
+    slot: int,
+    plain: memoryview,
+    parent: LeafEntries,
+    base: LeafEntries,
+    delta_every: int,
+    result: SpanOf[Made],
+) -> None:
+    """Fingerprint a block, and seal it unless it is known or is to wait."""
+    length = len(plain)
+    cache = context.cache
+    fingerprint = context.ring.fingerprint(plain)
+    known = parent.get(slot)
+    if known is not None and known[0] == fingerprint:
+        reference = known[1]
+    else:
+        result.changed_bytes += length
+        result.changed_blocks += 1
+        similar = base.get(slot)
+        met = similar[1] if similar is not None and similar[0] == fingerprint else cache.get(fingerprint)
+        before = known or similar
+        if met is not None:
+            reference = met
+            result.reused_bytes += length
+        elif before is not None and is_tried(fingerprint, delta_every):
+            reference = UNSEALED
+            result.waiting.append(Waiting(len(result.references), bytes(plain), base_of(before[1])))
+        else:
+            block = context.sealer.seal(plain, codec=context.codec)
+            reference = (block.id, b"")
+            result.new.append((block, length))
+            cache.put(fingerprint, reference)
+    result.slots.append(slot)
+    result.fingerprints.append(fingerprint)
+    result.references.append(reference)
 
 
 def is_tried(fingerprint: bytes, delta_every: int) -> bool:
@@ -256,7 +300,7 @@ def _read(
     end: int,
     block_bytes: int,
     view: memoryview,
-    result: SealedSpan,
+    result: SpanOf[Made],
 ) -> list[int]:
     """Read every block that an extent touches, zeros in its holes; returns their positions, ascending."""
     touched: list[int] = []
@@ -291,7 +335,7 @@ def _zeros(length: int) -> bytes:
     return run
 
 
-def seal_cuts(context: SpanContext, cuts: Sequence[bytes]) -> SealedSpan:
+def seal_cuts(context: SpanContext[SealedBlock], cuts: Sequence[bytes]) -> SealedSpan:
     """Fingerprint and seal cuts of application data, in order; `slots` are their positions in `cuts`."""
     result = SealedSpan()
     for position, plain in enumerate(cuts):

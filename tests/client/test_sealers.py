@@ -15,10 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import AsyncStateManager, Codec, Consistency, ErrorCode, Progress, RawFileSource, StateManager, VolumeSpec
+from holdfast import (
+    AsyncStateManager,
+    Codec,
+    Consistency,
+    ErrorCode,
+    Progress,
+    RawFileSource,
+    StateManager,
+    VolumeSpec,
+    sealing_messages,
+)
 from holdfast import sealers as sealers_module
 from holdfast.sealing import SealingPool
 from holdfast.testing import MemoryCluster
+from holdfast_core.model.block import SealedBlock, sealed_beside
 from tests.client.rig import BLOCK, MemorySource, Vm, error_of, make_sparse, noise, write_at
 
 MIB = 1 << 20
@@ -242,3 +253,22 @@ def test_a_setting_that_is_none_is_refused(
         vm.register()
         vm.snapshot()
     assert len(pools) == 1
+
+
+def test_a_block_that_was_damaged_on_its_way_here_is_refused_by_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, shared_cluster: MemoryCluster, tmp_path: Path
+) -> None:
+    damaged: list[bytes] = []
+
+    def flip(block_id: bytes, data: memoryview, seam_there: bytes) -> SealedBlock:
+        if not damaged:
+            damaged.append(block_id)
+            data[len(data) // 2] ^= 1
+        return sealed_beside(block_id, data, seam_there)
+
+    monkeypatch.setattr(sealing_messages, "sealed_beside", flip)
+    with shared_cluster.state_manager(sealing="processes", workers=2) as manager:
+        manager.register_vm("damaged-on-its-way", {"a": disk(tmp_path / "a", 5)})
+        error = error_of(lambda: manager.create_snapshot("damaged-on-its-way"))
+        assert damaged[0].hex() in error.message
+        assert manager.points("damaged-on-its-way") == []

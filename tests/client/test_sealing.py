@@ -20,13 +20,14 @@ from holdfast.sealing import SealingPool
 from holdfast.sealing_messages import (
     SLOT_BYTES,
     SLOTS,
+    ArenaSealer,
     SpanRequest,
     pack_entries,
     pack_span,
     unpack_answer,
     unpack_entries,
 )
-from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, leaf_entries, seal_volume_span
+from holdfast.spans import FingerprintCache, Made, SealedSpan, SpanContext, SpanOf, leaf_entries, seal_volume_span
 from holdfast_core.model.block import Codec, Kind
 from holdfast_core.model.keys import KeyRing, generate_secrets
 from holdfast_core.model.tree import VolumeLeaf
@@ -90,10 +91,10 @@ def leaf_of(span: SealedSpan) -> VolumeLeaf:
     return VolumeLeaf(tuple(span.slots), tuple(span.fingerprints), ids, tuple(base for _, base in span.references))
 
 
-def in_threads(source: RawReader, request: SpanRequest, cache: FingerprintCache) -> SealedSpan:
-    """What this process makes of a request."""
+def sealed_with(context: SpanContext[Made], source: RawReader, request: SpanRequest) -> SpanOf[Made]:
+    """What a context makes of a request."""
     return seal_volume_span(
-        SpanContext(RING, KEYS.sealer(), Codec.ZSTD, cache, frozenset()),
+        context,
         source,
         leaf_offset=request.leaf_offset,
         first_slot=request.first_slot,
@@ -101,7 +102,13 @@ def in_threads(source: RawReader, request: SpanRequest, cache: FingerprintCache)
         block_bytes=request.block_bytes,
         parent=unpack_entries(request.parent),
         base=unpack_entries(request.base),
+        delta_every=request.delta_every,
     )
+
+
+def in_threads(source: RawReader, request: SpanRequest, cache: FingerprintCache) -> SealedSpan:
+    """What this process makes of a request."""
+    return sealed_with(SpanContext(RING, KEYS.sealer(), Codec.ZSTD, cache, frozenset()), source, request)
 
 
 def test_lent_keys_seal_and_fingerprint_as_the_ring_does() -> None:
@@ -153,6 +160,19 @@ def test_what_is_known_is_known_in_a_process_too(pool: SealingPool, disk: Path, 
         pool.forget(100 + number)
 
 
+def test_blocks_that_wait_for_a_base_come_behind_those_that_are_sealed(pool: SealingPool, disk: Path) -> None:
+    reader = RawFileSource(disk).shared()
+    leaf = leaf_of(in_threads(reader, span_request(0), FingerprintCache()))
+    strangers = replace(leaf, fingerprints=tuple(noise(32, at) for at in range(len(leaf.slots))))
+    volume = pool.open_volume(reader, session=150, codec=Codec.ZSTD, keys=KEYS)
+    request = span_request(volume, base=pack_entries(strangers, ()), delta_every=2)
+    expected = in_threads(reader, request, FingerprintCache())
+    assert expected.waiting
+    assert expected.new
+    assert pool.submit(request).result(WAIT_S) == expected
+    pool.forget(150)
+
+
 def test_entries_of_damaged_blocks_do_not_travel() -> None:
     ids = tuple(bytes([number]) * 32 for number in range(1, 6))
     leaf = VolumeLeaf((0, 3, 7, 90, 127), ids, tuple(reversed(ids)), (b"", ids[0], b"", ids[2], b""))
@@ -161,12 +181,19 @@ def test_entries_of_damaged_blocks_do_not_travel() -> None:
     assert unpack_entries(pack_entries(None, ())) == {}
 
 
-def test_bytes_that_are_not_the_block_are_no_block(disk: Path) -> None:
+@pytest.mark.parametrize("at", ["head", "tail"])
+def test_bytes_that_are_not_the_block_are_no_block(disk: Path, at: str) -> None:
+    reader = RawFileSource(disk).shared()
     arena = memoryview(bytearray(SLOT_BYTES))
-    span = in_threads(RawFileSource(disk).shared(), span_request(0), FingerprintCache())
-    packet = pack_span(span, arena)
+    sealer = ArenaSealer(KEYS.sealer())
+    sealer.begin(arena)
+    placed = SpanContext(RING, sealer, Codec.ZSTD, FingerprintCache(), frozenset())
+    packet = pack_span(sealed_with(placed, reader, span_request(0)), arena)
+    span = in_threads(reader, span_request(0), FingerprintCache())
     assert unpack_answer(packet, arena) == span
-    arena[len(span.new[0][0].data)] ^= 1
+    assert [block.data for block, _ in unpack_answer(packet, arena).new] == [block.data for block, _ in span.new]
+    first, second = (len(block.data) for block, _ in span.new[:2])
+    arena[first if at == "head" else first + second - 1] ^= 1
     error = error_of(lambda: unpack_answer(packet, arena))
     assert error.code is ErrorCode.CORRUPT
     assert error.block_ids == (span.new[1][0].id,)

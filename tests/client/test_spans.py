@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from holdfast import Extent
 from holdfast.spans import FingerprintCache, SpanContext, leaf_entries, seal_cuts, seal_volume_span, spans_of_leaf
-from holdfast_core.model.block import Codec, Kind
+from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.keys import KeyRing, generate_secrets
-from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_MAX, VOLUME_BLOCK_BYTES_MIN
+from holdfast_core.model.limits import MIB, VOLUME_BLOCK_BYTES_MAX, VOLUME_BLOCK_BYTES_MIN
 from holdfast_core.model.tree import VolumeLeaf
 from tests.client.rig import MemorySource, noise
 
@@ -20,7 +20,7 @@ RING = KeyRing(generate_secrets(1, lambda size: noise(size, 1)))
 SMALL = VOLUME_BLOCK_BYTES_MIN
 
 
-def context(damaged: frozenset[bytes] = frozenset()) -> SpanContext:
+def context(damaged: frozenset[bytes] = frozenset()) -> SpanContext[SealedBlock]:
     return SpanContext(RING, RING.sealer(Kind.VOLUME, 1), Codec.ZSTD, FingerprintCache(), damaged)
 
 
@@ -95,6 +95,35 @@ def test_a_buffer_that_is_used_again_leaks_nothing() -> None:
     leaf = span(source, 0, 10)
     assert leaf is not None
     assert leaf.slots == (1, 5)
+
+
+def test_a_span_is_read_in_pieces() -> None:
+    data = noise(2 * MIB + 5000)
+    reads: list[tuple[int, int]] = []
+
+    class Watched(PatchySource):
+        """Tells what is read."""
+
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            reads.append((offset, len(buffer)))
+            super().read_into(offset, buffer)
+
+    source = Watched(len(data), [(MIB - 3000, MIB + 3000), (2 * MIB - 1, len(data))])
+    result = seal_volume_span(
+        context(),
+        source,
+        leaf_offset=0,
+        first_slot=0,
+        end_slot=128,
+        block_bytes=65_536,
+        parent={},
+        base={},
+    )
+    assert result.slots == [15, 16, 31, 32]
+    assert reads == [(MIB - 3000, 3000), (MIB, 3000), (2 * MIB - 1, 1), (2 * MIB, 5000)]
+    assert result.read_bytes == 11_001
+    for slot, fingerprint in zip(result.slots, result.fingerprints, strict=True):
+        assert fingerprint == RING.fingerprint(bytes(source.data[slot * 65_536 : (slot + 1) * 65_536]))
 
 
 def test_what_the_parent_has_is_not_sealed() -> None:

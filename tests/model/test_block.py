@@ -21,6 +21,8 @@ from holdfast_core.model.block import (
     block_id,
     check_form,
     parse_header,
+    sealed_beside,
+    seam,
     unchanging_view,
     verify,
     verify_view,
@@ -58,6 +60,20 @@ def test_any_bytes_survive(plain: bytes, codec: Codec, kind: Kind) -> None:
     assert header.codec in (codec, Codec.STORED)
     assert len(block.data) <= len(plain) + SEALED_OVERHEAD_BYTES
     assert block.id == blake3(block.data).digest()
+
+
+@settings(max_examples=60, deadline=None)
+@given(plain=contents(), codec=st.sampled_from(PLAIN_CODECS), beyond=st.integers(0, 100))
+def test_a_block_is_the_same_wherever_it_is_sealed_to(plain: bytes, codec: Codec, beyond: int) -> None:
+    room = memoryview(bytearray(b"x" * (len(plain) + SEALED_OVERHEAD_BYTES + beyond)))
+    identity, length = RING.sealer(Kind.VOLUME, 1).seal_into(plain, room, codec=codec)
+    block = seal(plain, codec)
+    assert (identity, bytes(room[:length])) == (block.id, block.data)
+    assert bytes(room[length:]).strip(b"x") == b""
+    assert sealed_beside(identity, room[:length], seam(block.data)) == block
+    if plain:
+        with pytest.raises(ValueError, match="buffer"):
+            RING.sealer(Kind.VOLUME, 1).seal_into(plain, room[: length - 1], codec=codec)
 
 
 @settings(max_examples=60, deadline=None)

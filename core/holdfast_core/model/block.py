@@ -1,4 +1,4 @@
-"""Sealed blocks: the unit that nodes keep, and the two only ways to hold one (DESIGN section 3, docs/formats.md).
+"""Sealed blocks: the unit that nodes keep, and the only ways to hold one (DESIGN section 3, docs/formats.md).
 
 A `SealedBlock` exists because it was sealed here or because its bytes were hashed and found to match its id, so wrong
 bytes cannot be passed on as a block; a `SealedView` is the same for bytes that stay where they came in. Nodes use
@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -31,6 +31,7 @@ from holdfast_core.model.xaes import NONCE_BYTES, TAG_BYTES, Buffer, Xaes
 __all__ = [
     "HEADER_BYTES",
     "SEALED_OVERHEAD_BYTES",
+    "SEAM_BYTES",
     "BlockHeader",
     "Buffer",
     "Codec",
@@ -42,6 +43,8 @@ __all__ = [
     "block_id",
     "check_form",
     "parse_header",
+    "sealed_beside",
+    "seam",
     "unchanging_view",
     "verify",
     "verify_view",
@@ -53,6 +56,7 @@ SUITE_XAES_256_GCM: Final = 1
 _ASSOCIATED = struct.Struct("<4sBBHII")
 _ASSOCIATED_BYTES: Final = 16
 HEADER_BYTES: Final = _ASSOCIATED_BYTES + NONCE_BYTES
+SEAM_BYTES: Final = HEADER_BYTES + TAG_BYTES
 SEALED_OVERHEAD_BYTES: Final = HEADER_BYTES + TAG_BYTES
 _SCRATCH_KEPT_BYTES_MAX: Final = 1 * MIB
 
@@ -96,7 +100,9 @@ def block_id(data: Buffer) -> bytes:
 
 @dataclass(frozen=True, slots=True, init=False)
 class SealedBlock:
-    """A sealed block whose id is known to be the hash of its bytes. Made by `Sealer.seal` and `verify` alone.
+    """A sealed block whose id is known to be the hash of its bytes.
+
+    Made by `Sealer.seal` and `verify` alone, and by `sealed_beside` for what another process of ours has sealed.
 
     Attributes:
         id: 32 bytes.
@@ -136,6 +142,29 @@ def verify(block_id: bytes, data: Buffer) -> SealedBlock:
     own = data if isinstance(data, bytes) else bytes(data)
     if blake3(own).digest() != block_id:
         raise _mismatch(block_id)
+    return _trusted(block_id, own)
+
+
+def seam(data: Buffer) -> bytes:
+    """Return the first and the last bytes of a sealed block: its header with the nonce, and its tag."""
+    return b"".join((data[:HEADER_BYTES], data[-TAG_BYTES:]))
+
+
+def sealed_beside(block_id: bytes, data: Buffer, seam_there: bytes) -> SealedBlock:
+    """Return the block that another process of this program has sealed, from memory that both share (ADR 0089).
+
+    It is not hashed again: whoever stores it does that. `seam_there` is its `seam` as the other process has it, which
+    tells bytes of another block, and of one that was half overwritten.
+
+    Raises:
+        HoldfastError: CORRUPT, naming the block, if the bytes have another seam.
+    """
+    # Copied first, as nobody can change what is looked at then.
+    own = bytes(data)
+    if seam(own) != seam_there:
+        raise HoldfastError(
+            ErrorCode.CORRUPT, f"block {block_id.hex()} is not where it was sealed to", block_ids=[block_id]
+        )
     return _trusted(block_id, own)
 
 
@@ -287,6 +316,24 @@ class Sealer:
             HoldfastError: LIMIT_EXCEEDED if `plain` is larger than a block may be.
             ValueError: ZSTD_DELTA without a base, or a base with another codec.
         """
+        data = bytes(self._sealed(plain, codec, base, _scratch.take))
+        return _trusted(blake3(data).digest(), data)
+
+    def seal_into(self, plain: Buffer, out: memoryview, *, codec: Codec) -> tuple[bytes, int]:
+        """As `seal`, into the beginning of `out`: returns the block's id and its length.
+
+        `out` has `SEALED_OVERHEAD_BYTES` more than `plain`, and nobody else writes it meanwhile.
+
+        Raises:
+            HoldfastError: LIMIT_EXCEEDED if `plain` is larger than a block may be.
+        """
+        data = self._sealed(plain, codec, None, lambda _: out)
+        return blake3(data).digest(), len(data)
+
+    def _sealed(
+        self, plain: Buffer, codec: Codec, base: tuple[bytes, Buffer] | None, room: Callable[[int], memoryview]
+    ) -> memoryview:
+        """Seal into the beginning of what `room` gives for a number of bytes."""
         size = len(plain)
         if size > PLAIN_BYTES_MAX:
             raise HoldfastError(
@@ -301,12 +348,11 @@ class Sealer:
         message = b"".join((bound, payload))
         nonce = blake3(message, key=self._nonce_key).digest(NONCE_BYTES)
         total = SEALED_OVERHEAD_BYTES + len(payload)
-        out = _scratch.take(total)
+        out = room(total)
         out[:_ASSOCIATED_BYTES] = associated
         out[_ASSOCIATED_BYTES:HEADER_BYTES] = nonce
         self._cipher.encrypt_into(nonce, memoryview(message)[len(bound) :], bound, out[HEADER_BYTES:total])
-        data = bytes(out[:total])
-        return _trusted(blake3(data).digest(), data)
+        return out[:total]
 
 
 class Opener:
