@@ -38,7 +38,7 @@ from holdfast_proto.v1.records_pb2 import VolumeRecord
 _SCAN_BYTES: Final = GIB
 _OFFERS_MAX: Final = 2
 # Each offer is a question to every owner, which costs a node 2 ms whatever is asked: few large ones.
-_OFFER_BYTES: Final = 5 * MIB
+_OFFER_BYTES: Final = 8 * MIB
 
 
 @dataclass(slots=True)

@@ -25,8 +25,8 @@ from holdfast_core.runtime.clock import Clock
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
 UNSETTLED_BYTES_MAX: Final = 64 * MIB
-# Twice the target: a node spends an eighth less time on a first snapshot in batches of 2 MiB than of 1 MiB.
-_BATCH_BYTES: Final = 2 * BATCH_BYTES_TARGET
+# Four times the target: a batch costs a node some milliseconds whatever is in it, and bytes in flight are bounded.
+_BATCH_BYTES: Final = 4 * BATCH_BYTES_TARGET
 OPEN_BATCHES_BYTES_MAX: Final = 24 * MIB
 _SUSPECT_TIMEOUT_S: Final = 3.0
 _REPLACEMENTS_MAX: Final = 8
