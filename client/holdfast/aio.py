@@ -21,7 +21,7 @@ from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
 from holdfast.sampling import check_sample
-from holdfast.sources import VolumeSource
+from holdfast.sources import GivenSource
 from holdfast.sources.told import Changed, told_changes
 from holdfast.sources_of_run import PointWish
 from holdfast.writing import PointJob
@@ -63,7 +63,7 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
         *,
         base: str = "",
         takeover: bool = False,
-        sources: Mapping[str, VolumeSource] | None = None,
+        sources: Mapping[str, GivenSource] | None = None,
         progress: ProgressCallback | None = None,
     ) -> str:
         """Save all volumes of a VM as its first point; returns the snapshot's id once it is durable and visible.
@@ -72,7 +72,8 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
             vm_id: the VM.
             base: a point of any VM whose content may be named instead of sent.
             takeover: end the VM's open session, if there is one, instead of failing.
-            sources: read these instead of what is registered, by volume name; they are closed at the end.
+            sources: read these instead of what is registered, by volume name: sources, or what opens one for a
+                `BackupRun`; they are closed at the end.
             progress: told how far it is.
 
         Raises:
@@ -89,7 +90,7 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
         parent: str = "",
         base: str = "",
         takeover: bool = False,
-        sources: Mapping[str, VolumeSource] | None = None,
+        sources: Mapping[str, GivenSource] | None = None,
         changed: Changed | None = None,
         since: str = "",
         sample: float | None = None,
@@ -105,7 +106,8 @@ class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncCluster
             parent: build on this point, not on the newest one.
             base: a point of any VM whose content may be named instead of sent.
             takeover: end the VM's open session, if there is one, instead of failing.
-            sources: read these instead of what is registered, by volume name; they are closed at the end.
+            sources: read these instead of what is registered, by volume name: sources, or what opens one for a
+                `BackupRun`; they are closed at the end.
             changed: (offset, length) in bytes of every range that changed, of the VM's one volume or by volume name;
                 nothing else of those volumes is read. Volumes that are not named are read as they always are.
             since: the point that `changed` counts from. If it is not the parent, `changed` is not used and everything

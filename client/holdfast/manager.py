@@ -29,7 +29,7 @@ from holdfast.results import (
 )
 from holdfast.sampling import SAMPLE_DEFAULT
 from holdfast.sealers import Sealing
-from holdfast.sources import VolumeSource
+from holdfast.sources import GivenSource
 from holdfast.sources.told import Changed
 from holdfast_core.model.limits import REPLICA_SETTLE_S
 from holdfast_core.runtime.clock import Clock
@@ -115,7 +115,7 @@ class StateManager(LifecycleCalls, ServingCalls):
         *,
         base: str = "",
         takeover: bool = False,
-        sources: Mapping[str, VolumeSource] | None = None,
+        sources: Mapping[str, GivenSource] | None = None,
         progress: ProgressCallback | None = None,
     ) -> str:
         """Save all volumes of a VM as its first point; returns the snapshot's id once it is durable and visible."""
@@ -131,7 +131,7 @@ class StateManager(LifecycleCalls, ServingCalls):
         parent: str = "",
         base: str = "",
         takeover: bool = False,
-        sources: Mapping[str, VolumeSource] | None = None,
+        sources: Mapping[str, GivenSource] | None = None,
         changed: Changed | None = None,
         since: str = "",
         sample: float | None = None,

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from holdfast.convert import volume_spec
-from holdfast.sources import BackupRun, OpenedSources, VolumeSource, open_sources
+from holdfast.sources import BackupRun, GivenSource, OpenedSources, VolumeSource, open_sources
+from holdfast.sources.opening import open_of
 from holdfast.sources.told import ToldChanges
 from holdfast_proto.v1.state_pb2 import BeginPointResponse
 
@@ -30,7 +31,7 @@ class PointWish:
         sample: share of what is called unchanged to read all the same, from 0 to 1.
     """
 
-    sources: Mapping[str, VolumeSource]
+    sources: Mapping[str, GivenSource]
     told: ToldChanges | None
     sample: float
 
@@ -45,7 +46,7 @@ class SourcesOfRun:
         """Take what the caller brought."""
         self._executor = executor
         self._wish = wish
-        self._opened: OpenedSources | None = OpenedSources(wish.sources)
+        self._opened: OpenedSources | None = OpenedSources(open_of(wish.sources))
 
     async def __aenter__(self) -> SourcesOfRun:
         """Return itself."""

@@ -6,9 +6,9 @@ same bytes whatever a guest writes meanwhile. How far it changed while it was re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from holdfast.descriptors import Extent, RawReader
 from holdfast.results import Consistency
@@ -119,3 +119,10 @@ class DifferenceSource(VolumeSource, Protocol):
     def since(self) -> str:
         """Id of the point that the holes stand for."""
         ...
+
+
+SourceOpener: TypeAlias = Callable[[BackupRun], VolumeSource]
+"""Opens a source for a session: for trackers that have to know which point is being made. Called in a worker thread."""
+
+GivenSource: TypeAlias = VolumeSource | SourceOpener
+"""What a caller may bring in place of a registered source."""

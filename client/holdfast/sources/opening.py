@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from holdfast.results import VolumeSpec
-from holdfast.sources.interface import BackupRun, TrackingSource, VolumeSource
+from holdfast.sources.interface import BackupRun, GivenSource, TrackingSource, VolumeSource
 from holdfast.sources.raw import RawFileSource
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.uris import parse_volume_uri
@@ -85,20 +85,20 @@ class OpenedSources(Mapping[str, VolumeSource]):
 
 
 def open_sources(
-    specs: Mapping[str, VolumeSpec], run: BackupRun, *, given: Mapping[str, VolumeSource] = MappingProxyType({})
+    specs: Mapping[str, VolumeSpec], run: BackupRun, *, given: Mapping[str, GivenSource] = MappingProxyType({})
 ) -> OpenedSources:
     """Open the sources that a registration names, those of one machine at one moment; all of them or none.
 
     Args:
         specs: volumes by name.
         run: the session; its point does not exist yet.
-        given: sources by volume name that take the place of what is registered.
+        given: sources, or what opens them, by volume name, that take the place of what is registered.
 
     Raises:
         HoldfastError: SOURCE_UNREADABLE; INVALID_ARGUMENT if a URI is of no known kind, or does not fit the session;
             MISMATCH for a difference against another point than the parent.
     """
-    opened: dict[str, VolumeSource] = dict(given)
+    opened = open_of(given)
     together: dict[str, dict[str, VolumeSpec]] = {}
     try:
         if unknown := sorted(given.keys() - specs.keys()):
@@ -106,7 +106,11 @@ def open_sources(
                 ErrorCode.INVALID_ARGUMENT, f"the VM has no volume {unknown[0]}; a source is given for it"
             )
         for name, spec in specs.items():
-            if name not in given:
+            if name in given:
+                brought = given[name]
+                if callable(brought):
+                    opened[name] = brought(run)
+            else:
                 scheme = parse_volume_uri(os.fspath(spec.uri)).scheme
                 if scheme in _TOGETHER:
                     together.setdefault(scheme, {})[name] = spec
@@ -121,6 +125,11 @@ def open_sources(
         found.close()
         raise
     return OpenedSources({name: opened[name] for name in specs})
+
+
+def open_of(given: Mapping[str, GivenSource]) -> dict[str, VolumeSource]:
+    """Return those that are open already."""
+    return {name: source for name, source in given.items() if not callable(source)}
 
 
 def open_source(spec: VolumeSpec, run: BackupRun | None = None) -> VolumeSource:
