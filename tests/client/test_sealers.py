@@ -256,7 +256,7 @@ def test_a_setting_that_is_none_is_refused(
 
 
 def test_a_block_that_was_damaged_on_its_way_here_is_refused_by_the_nodes(
-    monkeypatch: pytest.MonkeyPatch, shared_cluster: MemoryCluster, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     damaged: list[bytes] = []
 
@@ -267,7 +267,7 @@ def test_a_block_that_was_damaged_on_its_way_here_is_refused_by_the_nodes(
         return sealed_beside(block_id, data, seam_there)
 
     monkeypatch.setattr(sealing_messages, "sealed_beside", flip)
-    with shared_cluster.state_manager(sealing="processes", workers=2) as manager:
+    with MemoryCluster() as cluster, cluster.state_manager(sealing="processes", workers=2) as manager:
         manager.register_vm("damaged-on-its-way", {"a": disk(tmp_path / "a", 5)})
         error = error_of(lambda: manager.create_snapshot("damaged-on-its-way"))
         assert damaged[0].hex() in error.message
