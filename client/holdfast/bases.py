@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from holdfast_core.model.block import Codec, Opener, parse_header, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_core.runtime.blocks.reader import Consumer, Unreadable
 
 FETCHES_MAX: Final = 2
+
+
+class Fetching(Protocol):
+    """What fetches blocks; see `holdfast_core.runtime.blocks.reader.BlockReader`."""
+
+    async def fetch_into(self, block_ids: Iterable[bytes], consumer: Consumer, *, block_bytes: int) -> Unreadable:
+        """Pass blocks to `consumer` in worker threads; return what could not be read."""
+        ...
 
 
 @dataclass(slots=True)
@@ -21,7 +29,7 @@ class _Batch:
     wanted: dict[bytes, None] = field(default_factory=dict)
     bases: dict[bytes, bytes] = field(default_factory=dict)
     block_bytes: int = 0
-    done: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class BaseFetcher:
@@ -32,7 +40,7 @@ class BaseFetcher:
     """
 
     def __init__(
-        self, reader: BlockReader, opener: Opener, *, key_epoch: int, damaged: Callable[[tuple[bytes, ...]], None]
+        self, reader: Fetching, opener: Opener, *, key_epoch: int, damaged: Callable[[tuple[bytes, ...]], None]
     ) -> None:
         """Bind to a session that seals under `key_epoch`; `damaged` is told of blocks that no owner could give."""
         self.usable = True
@@ -51,18 +59,31 @@ class BaseFetcher:
         Raises:
             HoldfastError: what fetching raises; not for damage, nor for nodes that do not answer or refuse.
         """
-        batch = self._gathering
+        batch, begins = self._gathering, False
         if batch is None:
-            batch = self._gathering = _Batch()
+            batch, begins = _Batch(), True
+            self._gathering = batch
         batch.wanted.update(dict.fromkeys(base_ids))
         batch.block_bytes = max(batch.block_bytes, block_bytes)
-        async with self._slots:
-            # Whoever comes through first fetches for all that share the batch.
-            if not batch.done:
-                if self._gathering is batch:
-                    self._gathering = None
-                await self._fill(batch)
+        if begins:
+            await self._run(batch)
+        else:
+            await batch.done.wait()
         return batch.bases
+
+    async def _run(self, batch: _Batch) -> None:
+        """Wait until there may be one more fetch, then fetch what has gathered until then."""
+        try:
+            await self._slots.acquire()
+            try:
+                self._gathering = None
+                await self._fill(batch)
+            finally:
+                self._slots.release()
+        finally:
+            if self._gathering is batch:
+                self._gathering = None
+            batch.done.set()
 
     async def _fill(self, batch: _Batch) -> None:
         def take(ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
@@ -80,7 +101,6 @@ class BaseFetcher:
                 self.usable = self.usable and not unreadable.unreachable
                 if unreadable.damaged:
                     self._damaged(unreadable.damaged)
-        batch.done = True
 
     def _open(self, bases: dict[bytes, bytes], ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
         """Open what can be a base; runs in worker threads. Returns the ids whose bytes are wrong."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.spans import SealedSpan
@@ -67,10 +67,19 @@ class GrowingLeaf:
 
 @dataclass(frozen=True, slots=True)
 class PendingSpan:
-    """A span in a sealer's hands; `last` marks the last one of its leaf."""
+    """A span that is being sealed.
+
+    Attributes:
+        leaf: the leaf that it is part of.
+        future: the sealer's; the source is in use until it is done.
+        span: the span with all of its blocks sealed.
+        end_offset: where it ends in the volume, in bytes.
+        last: whether it is the last one of its leaf.
+    """
 
     leaf: GrowingLeaf
     future: concurrent.futures.Future[SealedSpan]
+    span: Awaitable[SealedSpan]
     end_offset: int
     last: bool
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast.access import Access
+from holdfast.bases import BaseFetcher
 from holdfast.convert import BLOCK_CODECS, CONSISTENCY_NUMBERS, volume_spec
+from holdfast.deltas import DeltaCoder
 from holdfast.hints import ChangedPart, IndexDamaged, ParentIndex, parent_places
 from holdfast.index import IndexReader, LeafCursor
 from holdfast.leaves import GrowingLeaf, KeptSubtrees, PendingSpan
@@ -33,7 +35,8 @@ from holdfast_core.model.tree import VolumeLeaf, VolumeTreeBuilder
 from holdfast_core.model.tree.shape import leaf_count
 from holdfast_core.model.tree.walk import VolumeRef
 from holdfast_core.runtime.blocks.groups import plain_task_group
-from holdfast_proto.v1.records_pb2 import VolumeRecord
+from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_proto.v1.records_pb2 import VolumeRecord, VolumeSpec
 
 _SCAN_BYTES: Final = GIB
 _OFFERS_MAX: Final = 2
@@ -50,6 +53,9 @@ class ReadSums:
     changed_bytes: int = 0
     changed_blocks: int = 0
     reused_bytes: int = 0
+    delta_blocks: int = 0
+    delta_plain_bytes: int = 0
+    delta_bytes: int = 0
     sampled_bytes: int = 0
 
 
@@ -80,6 +86,7 @@ class _Run:
     block_bytes: int
     builder: VolumeTreeBuilder
     sealer: VolumeSealer
+    deltas: DeltaCoder | None
     group: asyncio.TaskGroup
     offers: asyncio.Semaphore
     pending: deque[PendingSpan | KeptSubtrees] = field(default_factory=deque)
@@ -107,6 +114,7 @@ class PointReader:
     Attributes:
         sums: what was read so far.
         notices: sentences for people, about volumes that were read whole although there is a change tracker.
+        lost_bases: blocks of parent or base that no owner could give; they would have been bases of deltas.
     """
 
     def __init__(
@@ -114,6 +122,7 @@ class PointReader:
         access: Access,
         uploader: Uploader,
         index: IndexReader,
+        blocks: BlockReader,
         executor: Executor,
         processes: SealingProcesses,
         *,
@@ -125,6 +134,7 @@ class PointReader:
         """Bind to a session; `damaged_index` is told of index nodes of parent or base that no owner could give."""
         self.sums = ReadSums()
         self.notices: list[str] = []
+        self.lost_bases: list[bytes] = []
         self._sums_before = (0, 0, 0)
         self._uploader = uploader
         self._index = index
@@ -137,6 +147,12 @@ class PointReader:
         self._key_epoch = key_epoch
         # One a codec: which block a repeated content is named by must not depend on who met it first.
         self._caches: dict[Codec, FingerprintCache] = {}
+        self._deltas: DeltaCoder | None = None
+        if access.may_read_data:
+            bases = BaseFetcher(
+                blocks, access.ring.opener(), key_epoch=key_epoch, damaged=lambda ids: self.lost_bases.extend(ids)
+            )
+            self._deltas = DeltaCoder(bases, self._sealer, executor, self._cache(Codec.ZSTD))
         self._progress = progress
         self._damaged_index = damaged_index
         self._done_bytes = 0
@@ -171,9 +187,8 @@ class PointReader:
         processes: SessionProcesses | None,
         shared: SharedSource | None,
     ) -> VolumeSealer:
-        codec = BLOCK_CODECS[volume_spec(plan.spec).codec]
-        cache = self._caches.setdefault(codec, FingerprintCache())
-        context = SpanContext(self._ring, self._sealer, codec, cache, damaged)
+        codec = _codec_of(plan.spec)
+        context = SpanContext(self._ring, self._sealer, codec, self._cache(codec), damaged)
         if plan.changed is not None:
             part = ChangedPart(plan.source, plan.changed, plan.spec.block_bytes)
             return ThreadSealer(self._executor, context, part, damaged=damaged)
@@ -183,6 +198,9 @@ class PointReader:
         return processes.sealer(
             shared.shared(), threads, codec=codec, keys=self._ring.volume_keys(self._key_epoch), damaged=damaged
         )
+
+    def _cache(self, codec: Codec) -> FingerprintCache:
+        return self._caches.setdefault(codec, FingerprintCache())
 
     async def _read_volume(
         self, plan: VolumePlan, sources: PointSources, processes: SessionProcesses | None, shared: SharedSource | None
@@ -225,7 +243,8 @@ class PointReader:
     ) -> _Run:
         size_bytes, block_bytes = plan.source.size_bytes, plan.spec.block_bytes
         builder = VolumeTreeBuilder(-(-size_bytes // block_bytes), self._sink.store)
-        return _Run(size_bytes, block_bytes, builder, sealer, group, offers)
+        deltas = self._deltas if _codec_of(plan.spec) is Codec.ZSTD and not plan.spec.no_delta else None
+        return _Run(size_bytes, block_bytes, builder, sealer, deltas, group, offers)
 
     def _compared_after_all(self, plan: VolumePlan, damage: IndexDamaged) -> VolumePlan:
         """Begin anew without the hint; what was counted as changed will be counted again."""
@@ -328,11 +347,14 @@ class PointReader:
 
     async def _take(self, item: PendingSpan, run: _Run) -> None:
         """Wait for a span, pass its new blocks on, and close its leaf if it was the last."""
-        span = await asyncio.wrap_future(item.future)
+        span = await item.span
         self.sums.read_bytes += span.read_bytes
         self.sums.changed_bytes += span.changed_bytes
         self.sums.changed_blocks += span.changed_blocks
         self.sums.reused_bytes += span.reused_bytes
+        self.sums.delta_blocks += span.delta_blocks
+        self.sums.delta_plain_bytes += span.delta_plain_bytes
+        self.sums.delta_bytes += span.delta_bytes
         leaf = item.leaf
         leaf.add(span)
         if item.last and (made := leaf.made()) is not None:
@@ -368,6 +390,10 @@ class PointReader:
             self._progress(Progress("send", self._done_bytes + offset, self._total_bytes))
 
 
+def _codec_of(spec: VolumeSpec) -> Codec:
+    return BLOCK_CODECS[volume_spec(spec).codec]
+
+
 def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[PendingSpan]:
     """Hand the spans of a leaf that lie within the volume and hold something to read to its sealer."""
     offset = leaf.index * run.block_bytes * TREE_FAN_OUT
@@ -380,12 +406,26 @@ def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[Pen
         # What is kept of the leaf still has its turn.
         nothing: concurrent.futures.Future[SealedSpan] = concurrent.futures.Future()
         nothing.set_result(SealedSpan())
-        return [PendingSpan(leaf, nothing, offset, last=True)]
-    futures = run.sealer.submit(LeafSpans(offset, spans, run.block_bytes, leaf.parent, base))
+        return [PendingSpan(leaf, nothing, asyncio.wrap_future(nothing), offset, last=True)]
+    every = run.deltas.every if run.deltas is not None else 0
+    futures = run.sealer.submit(LeafSpans(offset, spans, run.block_bytes, leaf.parent, base, every))
     return [
-        PendingSpan(leaf, future, min(offset + end * run.block_bytes, run.size_bytes), last=(first, end) == spans[-1])
+        PendingSpan(
+            leaf,
+            future,
+            _completed(run, future),
+            min(offset + end * run.block_bytes, run.size_bytes),
+            last=(first, end) == spans[-1],
+        )
         for (first, end), future in zip(spans, futures, strict=True)
     ]
+
+
+def _completed(run: _Run, future: concurrent.futures.Future[SealedSpan]) -> Awaitable[SealedSpan]:
+    """Return what a span is once those of its blocks that wait for a base are sealed too."""
+    if run.deltas is None:
+        return asyncio.wrap_future(future)
+    return run.group.create_task(run.deltas.complete(future, block_bytes=run.block_bytes))
 
 
 async def _abandon(run: _Run | None) -> None:

@@ -49,7 +49,8 @@ class VolumeSpec:
         block_bytes: block size, a power of two from 16 KiB to 4 MiB.
         codec: how new blocks are compressed.
         live: whether the source may change while it is read; a point for which it did is marked fuzzy.
-        delta: whether a changed block may be coded against the one before it.
+        delta: whether a changed block may be coded against the block that its place held before. Those have to be read
+            for it; where that does not pay it is soon given up by itself.
     """
 
     uri: str | os.PathLike[str]
@@ -98,6 +99,9 @@ class TransferStats:
         stored_blocks: blocks new to the cluster, index nodes too.
         under_replicated_blocks: blocks at quorum but not yet with every owner at commit.
         index_bytes: part of `stored_bytes` that is index nodes.
+        delta_blocks: blocks that were coded against an earlier block.
+        delta_plain_bytes: their plaintext.
+        delta_bytes: their sealed bytes.
         sampled_bytes: read and compared although a change tracker called it unchanged.
     """
 
@@ -112,6 +116,9 @@ class TransferStats:
     stored_blocks: int = 0
     under_replicated_blocks: int = 0
     index_bytes: int = 0
+    delta_blocks: int = 0
+    delta_plain_bytes: int = 0
+    delta_bytes: int = 0
     sampled_bytes: int = 0
 
 

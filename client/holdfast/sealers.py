@@ -58,6 +58,7 @@ class LeafSpans:
         spans: first and end slot of each.
         block_bytes: size of the volume's blocks.
         parent, base: the leaf at the same place in earlier points.
+        delta_every: see `holdfast.spans.seal_volume_span`.
     """
 
     offset: int
@@ -65,6 +66,7 @@ class LeafSpans:
     block_bytes: int
     parent: VolumeLeaf | None
     base: VolumeLeaf | None
+    delta_every: int = 0
 
 
 class VolumeSealer(Protocol):
@@ -102,6 +104,7 @@ class ThreadSealer:
                 block_bytes=leaf.block_bytes,
                 parent=parent,
                 base=base,
+                delta_every=leaf.delta_every,
             )
             for first, end in leaf.spans
         ]
@@ -125,7 +128,11 @@ class ProcessSealer:
         parent = pack_entries(leaf.parent, self._damaged)
         base = pack_entries(leaf.base, self._damaged)
         return [
-            self._pool.submit(SpanRequest(self._volume, leaf.offset, first, end, leaf.block_bytes, parent, base))
+            self._pool.submit(
+                SpanRequest(
+                    self._volume, leaf.offset, first, end, leaf.block_bytes, parent, base, delta_every=leaf.delta_every
+                )
+            )
             for first, end in leaf.spans
         ]
 

@@ -159,6 +159,9 @@ def _stats(sums: ReadSums, uploader: Uploader) -> TransferStats:
         stored_blocks=sent.stored_blocks,
         under_replicated_blocks=uploader.under_replicated_blocks,
         index_bytes=sent.index_bytes,
+        delta_blocks=sums.delta_blocks,
+        delta_plain_bytes=sums.delta_plain_bytes,
+        delta_bytes=sums.delta_bytes,
         sampled_bytes=sums.sampled_bytes,
     )
 
@@ -186,7 +189,12 @@ class PointJob(WriteJob[PointInfo]):
                     reader, volumes = await self._read(begun, access, uploader, opened, wish)
 
                     async def committed() -> tuple[str, ...]:
-                        return (*reader.notices, *await opened.committed())
+                        told = await opened.committed()
+                        # Not before: whether blocks that nobody needs any more are lost is not this point's concern.
+                        if reader.lost_bases:
+                            building_on = begun.parent.point_id or begun.base.point_id
+                            await tools.report_damage(tuple(reader.lost_bases), building_on)
+                        return (*reader.notices, *told)
 
                     commit = self._committing(begun, access, volumes)
                     await self._finish(uploader, session, reader.sums, commit, committed)
@@ -236,12 +244,14 @@ class PointJob(WriteJob[PointInfo]):
         tools = self._tools
         parent = begun.parent if begun.HasField("parent") else None
         base = begun.base if begun.HasField("base") else None
-        index = tools.index(access, tools.reader(access))
+        blocks = tools.reader(access)
+        index = tools.index(access, blocks)
         damage: list[bytes] = []
         reader = PointReader(
             access,
             uploader,
             index,
+            blocks,
             tools.executor,
             tools.processes,
             workers=tools.workers,
