@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from holdfast.descriptors import Extent, RawReader, unreadable, volume_changed
 from holdfast.results import Consistency
+from holdfast.sources.identity import FileIdentity, rested_identity
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-
-# Time stamps of files advance with the kernel's tick. A change in the same tick as the one before it leaves no trace,
-# so a file must have rested for longer than any tick before it is compared with itself.
-TIMESTAMP_STEP_S: Final = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class _Identity:
-    """What of a file moves when it is written or replaced."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 class RawFileSource:
@@ -51,23 +34,14 @@ class RawFileSource:
         except OSError as error:
             raise unreadable(str(path), error) from error
         try:
-            self._begin = self._rested_identity()
+            self._begin = self._identity() if live else rested_identity(self._identity)
         except BaseException:
             os.close(self._fd)
             raise
         self._reader = RawReader(self._fd, name=str(path), size_bytes=self._begin.size_bytes, live=live)
         self._closed = False
 
-    def _rested_identity(self) -> _Identity:
-        identity = self._identity()
-        if not self._live:
-            rested_s = time.time() - max(identity.mtime_ns, identity.ctime_ns) / 1e9
-            if -1.0 < rested_s < TIMESTAMP_STEP_S:
-                time.sleep(TIMESTAMP_STEP_S)
-                identity = self._identity()
-        return identity
-
-    def _identity(self) -> _Identity:
+    def _identity(self) -> FileIdentity:
         try:
             status = os.fstat(self._fd)
             if stat.S_ISBLK(status.st_mode):
@@ -80,7 +54,7 @@ class RawFileSource:
                 )
         except OSError as error:
             raise unreadable(str(self._path), error) from error
-        return _Identity(status.st_dev, status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns)
+        return FileIdentity.of(status, size_bytes=size)
 
     @property
     def size_bytes(self) -> int:
