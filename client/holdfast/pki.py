@@ -58,11 +58,12 @@ class Kind(enum.Enum):
     CLIENT = "client"
     NODE = "node"
     COORDINATOR = "coordinator"
+    AGENT = "agent"
 
     @property
     def serves(self) -> bool:
         """Whether the owner listens itself; others' certificates cannot pose as a server."""
-        return self in (Kind.NODE, Kind.COORDINATOR)
+        return self in (Kind.NODE, Kind.COORDINATOR, Kind.AGENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,15 @@ VERBS: Final = {"put", "get", "has", "scan", "delete", "status"}
 FOREIGN: Final = {"etcd"}
 """Contracts of services that are not ours."""
 
+LOCAL: Final = {"agent"}
+"""Contracts of services that act for whoever reaches them: the rules are asked where they call the cluster."""
+
 
 def methods() -> dict[str, MethodDescriptor]:
     """Every call in the proto files, found in the files themselves and not in the table that the guard asks."""
     found: dict[str, MethodDescriptor] = {}
     for path in tracked():
-        if path.suffix == ".proto" and path.stem not in FOREIGN:
+        if path.suffix == ".proto" and path.stem not in FOREIGN | LOCAL:
             file: FileDescriptor = importlib.import_module(f"holdfast_proto.v1.{path.stem}_pb2").DESCRIPTOR
             for service in file.services_by_name.values():
                 found |= {f"/{service.full_name}/{method.name}": method for method in service.methods}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import grpc.aio
     from google.protobuf.message import Message
 
-    from holdfast import StateManager
+    from holdfast import AsyncStateManager, StateManager
     from holdfast_core.runtime.endpoints import Endpoints
 
 Arguments = ParamSpec("Arguments")
@@ -76,6 +76,23 @@ class Connection:
             self._named(), token_file=self.token_file, tenant=self.tenant, key_file=self.key_file, tls=self.tls()
         ) as manager:
             yield manager
+
+    def asynchronous_manager(self, *, restore_dir: Path | None = None) -> AsyncStateManager:
+        """Return a manager for the event loop that uses it first; the caller closes it.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if no coordinator was named.
+        """
+        from holdfast import AsyncStateManager
+
+        return AsyncStateManager(
+            self._named(),
+            token_file=self.token_file,
+            tenant=self.tenant,
+            key_file=self.key_file,
+            restore_dir=restore_dir,
+            tls=self.tls(),
+        )
 
     def call(
         self,

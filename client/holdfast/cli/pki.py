@@ -13,7 +13,7 @@ from holdfast_core.runtime.clock import SystemClock
 
 app = typer.Typer(help="Make certificates for mutual TLS, without a PKI of your own.")
 
-KindName = Literal["admin", "client", "node", "coordinator"]
+KindName = Literal["admin", "client", "node", "coordinator", "agent"]
 _DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the authority.")]
 _JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 _DAYS_MAX: Final = 36_500

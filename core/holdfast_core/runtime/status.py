@@ -158,7 +158,7 @@ async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: Holdfas
     raise AssertionError("abort returned")
 
 
-def error_from_rpc(failure: grpc.aio.AioRpcError, *, peer: str) -> HoldfastError:
+def error_from_rpc(failure: grpc.aio.AioRpcError | grpc.Call, *, peer: str) -> HoldfastError:
     """Return what a failed call means; `peer` names the other side in messages, e.g. "coordinator 127.0.0.1:7400"."""
     status = failure.code()
     code = _CODE_BY_STATUS.get(status, ErrorCode.INTERNAL)
