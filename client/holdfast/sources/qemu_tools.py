@@ -29,7 +29,7 @@ _BACKLOG: Final = 16
 # qemu-nbd takes a socket that listens already as systemd passes it: as descriptor 3, for the process of that id. The
 # shell is there because the id is known only to the child itself, and what Python would do between fork and exec may
 # not be done while there are other threads.
-_WITH_SOCKET: Final = 'exec 3<&"$1"; shift; exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@"'
+_WITH_SOCKET: Final = 'exec 3<&0 0</dev/null; exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@"'
 
 
 def image_name(path: str) -> str:
@@ -94,11 +94,10 @@ class PrivateExport:
                 listening.bind(self.endpoint.socket_path)
                 listening.listen(_BACKLOG)
                 self._process = subprocess.Popen(
-                    ["/bin/sh", "-c", _WITH_SOCKET, "sh", str(listening.fileno()), *command, image_name(path)],
-                    stdin=subprocess.DEVNULL,
+                    ["/bin/sh", "-c", _WITH_SOCKET, "sh", *command, image_name(path)],
+                    stdin=listening,
                     stdout=subprocess.DEVNULL,
                     stderr=messages,
-                    pass_fds=[listening.fileno()],
                     env=_environment(),
                     start_new_session=True,
                 )
