@@ -76,7 +76,7 @@ def test_a_bare_install_is_thin(metadata: email.message.Message) -> None:
 def test_the_wheel_names_its_licence_and_extras(wheel: zipfile.ZipFile, metadata: email.message.Message) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"server", "vault", "vm"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"agent", "server", "vault", "vm"}
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
