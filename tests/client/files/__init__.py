@@ -1,0 +1,1 @@
+"""Sets of files, directories and file systems in images."""
