@@ -11,7 +11,6 @@ from holdfast_core.model.keys import KeyRing
 from holdfast_core.model.lifecycle import KEEP_DIGEST_BYTES
 from holdfast_core.model.limits import (
     BLOCK_ID_BYTES,
-    LABEL_NAME_CHARS_MAX,
     READING_NOTE_CHARS_MAX,
     VOLUME_SIZE_BYTES_MAX,
     VOLUMES_PER_VM_MAX,
@@ -202,7 +201,7 @@ def _check_origin(origin: ObjectOrigin) -> None:
     if bool(origin.keep_rule) != bool(origin.keep_digest) or len(origin.keep_digest) not in (0, KEEP_DIGEST_BYTES):
         raise _refused("an object names a keep rule with its digest, or neither")
     if origin.keep_rule:
-        check_name(origin.keep_rule, "keep rule's name", chars_max=LABEL_NAME_CHARS_MAX)
+        check_name(origin.keep_rule, "keep rule's name")
         if not origin.point_id:
             raise _refused(f"an object that fulfils the keep rule {origin.keep_rule} names the point it comes from")
 

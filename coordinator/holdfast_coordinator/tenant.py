@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from holdfast_coordinator.audit.ledger import Ledger
@@ -88,10 +89,7 @@ def open_tenant(
         DamageScope(pool, grants.index_reader, ring.opener()),
     )
 
-    def barrier(layout_set: LayoutSet) -> Barrier:
-        pool.update(view.state.nodes)
-        return Barrier(pool, layout_set.layouts, grants, ring.opener())
-
+    barrier = _barriers(view, pool, grants, ring)
     durability = Durability(damage=damage, view=view, barrier=barrier, metrics=metrics)
     commits = Commits(
         store,
@@ -120,3 +118,11 @@ def open_tenant(
     )
     stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
     return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats)
+
+
+def _barriers(view: ClusterView, pool: NodePool, grants: Grants, ring: KeyRing) -> Callable[[LayoutSet], Barrier]:
+    def barrier(layout_set: LayoutSet) -> Barrier:
+        pool.update(view.state.nodes)
+        return Barrier(pool, layout_set.layouts, grants, ring.opener())
+
+    return barrier

@@ -58,8 +58,9 @@ def test_registering(up: Up, tmp_path: Path) -> None:
     options = ("--block-size", "data=16KiB", "--codec", "data=lz4", "--live", "data")
     assert up.ok("vm", "register", "db", *volumes, *options) == "db"
     shown = answer(up, "vm", "register", "db", *volumes, *options)
-    assert shown["volumes"]["root"] == {"uri": str(root), "block_bytes": 65536, "codec": "default", "live": False}
-    assert shown["volumes"]["data"] == {"uri": str(data), "block_bytes": 16384, "codec": "lz4", "live": True}
+    plain = {"uri": str(root), "block_bytes": 65536, "codec": "default", "live": False, "delta": True}
+    assert shown["volumes"]["root"] == plain
+    assert shown["volumes"]["data"] == {**plain, "uri": str(data), "block_bytes": 16384, "codec": "lz4", "live": True}
     differs = up.run("vm", "register", "db", "--volume", f"root={root}")
     assert differs.returncode == 4
     assert up.ok("vm", "register", "db", "--volume", f"root={root}", "--replace") == "db"

@@ -147,7 +147,8 @@ def show(
     if connection.json:
         print_json(found)
         return
-    facts = {name: _fact(name, value) for name, value in to_json(found).items() if name not in ("stats", "volumes")}
+    told_apart = ("stats", "volumes", "definition")
+    facts = {name: _fact(name, value) for name, value in to_json(found).items() if name not in told_apart}
     print_facts(facts)
     for volume in to_json(found).get("volumes", ()):
         print_line(
@@ -230,4 +231,6 @@ def _consistency(point: PointInfo) -> str:
 def _fact(name: str, value: Any) -> str:
     if name.endswith("_unix_ms"):
         return format_time(value)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={text}" for key, text in value.items()) or "-"
     return format_size(value) if name.endswith("_bytes") else str(value)

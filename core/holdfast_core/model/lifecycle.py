@@ -115,7 +115,7 @@ def checked_keep(rules: Sequence[KeepRule], volumes: Collection[str]) -> list[Ke
 
 
 def _check_rule(rule: KeepRule, volumes: Collection[str]) -> None:
-    check_name(rule.name, "keep rule's name", chars_max=LABEL_NAME_CHARS_MAX)
+    check_name(rule.name, "keep rule's name")
     check_name(rule.task_id, "task name")
     check_volume_name(rule.volume)
     if rule.volume not in volumes:
