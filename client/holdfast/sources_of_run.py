@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
+from holdfast.access import Access
 from holdfast.convert import volume_spec
-from holdfast.sources import BackupRun, GivenSource, OpenedSources, VolumeSource, open_sources
+from holdfast.images.blocking import BlockingImage, runner_on
+from holdfast.images.point_image import PointImage
+from holdfast.sources import BackupRun, DifferenceSource, GivenSource, OpenedSources, VolumeSource, open_sources
+from holdfast.sources.layered import LayeredSource
 from holdfast.sources.opening import open_of
 from holdfast.sources.told import ToldChanges
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_proto.v1.records_pb2 import VolumeRecord
 from holdfast_proto.v1.state_pb2 import BeginPointResponse
 
 _log = logging.getLogger(__name__)
@@ -101,3 +109,49 @@ class SourcesOfRun:
         except asyncio.CancelledError:
             await asyncio.wait([future])
             raise
+
+
+@asynccontextmanager
+async def laid_over_parent(
+    sources: Mapping[str, VolumeSource], begun: BeginPointResponse, access: Access, pool: NodePool
+) -> AsyncIterator[Mapping[str, VolumeSource]]:
+    """Give the sources, with the parent's volumes below those that are differences.
+
+    Raises:
+        HoldfastError: MISMATCH if one counts from another point than the parent, or the parent has no such volume;
+            INVALID_ARGUMENT if there is no parent; DENIED if the parent may not be read.
+    """
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as images:
+        laid = dict(sources)
+        for name, source in sources.items():
+            if isinstance(source, DifferenceSource):
+                record = _volume_below(name, source, begun)
+                image = await images.enter_async_context(PointImage(access, pool, record))
+                laid[name] = LayeredSource(source, BlockingImage(image, runner_on(loop)))
+        yield laid
+
+
+def _volume_below(name: str, source: DifferenceSource, begun: BeginPointResponse) -> VolumeRecord:
+    """Return the volume of the parent that a difference stands on."""
+    if not begun.parent.point_id:
+        raise HoldfastError(
+            ErrorCode.INVALID_ARGUMENT,
+            f"volume {name} is a difference since {source.since}, and a snapshot has no parent; make a backup of it",
+        )
+    if source.since != begun.parent.point_id:
+        raise HoldfastError(
+            ErrorCode.MISMATCH,
+            f"volume {name} is a difference since {source.since}, and the parent is {begun.parent.point_id}; "
+            f"name the parent, or save the whole volume",
+        )
+    if not begun.grant.may_read_data:
+        raise HoldfastError(
+            ErrorCode.DENIED, f"volume {name} is a difference, which takes the right to read the VM's earlier points"
+        )
+    for volume in begun.parent.volumes:
+        if volume.name == name:
+            return volume
+    raise HoldfastError(
+        ErrorCode.MISMATCH, f"volume {name} is a difference since {source.since}, which has no volume of that name"
+    )

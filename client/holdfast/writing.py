@@ -23,7 +23,7 @@ from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, 
 from holdfast.sampling import Sampler
 from holdfast.sealers import SealingProcesses
 from holdfast.sessions import COMMIT_TIMEOUT_S, Session, abort
-from holdfast.sources_of_run import PointWish, SourcesOfRun
+from holdfast.sources_of_run import PointWish, SourcesOfRun, laid_over_parent
 from holdfast.uploader import Uploader
 from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.key_file import DataKey
@@ -260,11 +260,12 @@ class PointJob(WriteJob[PointInfo]):
             damaged_index=damage.extend,
         )
         damaged = frozenset(split_ids(begun.damaged_ids))
-        sources = PointSources(begun.vm, parent, base, damaged, opened.sources, wish.sources.keys(), wish.told)
         sampler = Sampler(
             access.ring, tools.executor, fraction=wish.sample, seed=tools.random_bytes(_SAMPLE_SEED_BYTES)
         )
-        volumes = await reader.read(sources, Planner(sources, index, tools.executor, sampler))
+        async with laid_over_parent(opened.sources, begun, access, tools.pool) as laid:
+            sources = PointSources(begun.vm, parent, base, damaged, laid, wish.sources.keys(), wish.told)
+            volumes = await reader.read(sources, Planner(sources, index, tools.executor, sampler))
         if damage:
             await tools.report_damage(tuple(damage), begun.parent.point_id)
         return reader, volumes
@@ -273,8 +274,14 @@ class PointJob(WriteJob[PointInfo]):
 class ObjectJob(WriteJob[ObjectInfo]):
     """Makes a stored object."""
 
-    async def run(self, request: state_pb2.BeginObjectRequest, pieces: AsyncIterator[bytes]) -> None:
-        """Begin, cut and send what `pieces` yields, commit.
+    async def run(
+        self,
+        request: state_pb2.BeginObjectRequest,
+        pieces: AsyncIterator[bytes],
+        *,
+        origin: ObjectOrigin | None = None,
+    ) -> None:
+        """Begin, cut and send what `pieces` yields, commit; with an `origin`, which may grow till then, a set of files.
 
         Raises:
             HoldfastError: whatever stands in the way; the session is then aborted.
@@ -313,6 +320,8 @@ class ObjectJob(WriteJob[ObjectInfo]):
                         block_count=block_count,
                         mac=mac,
                         stats=transfer_message(stats),
+                        form=OBJECT_FORM_UNSPECIFIED if origin is None else OBJECT_FORM_FILES,
+                        origin=origin,
                     ),
                     timeout_s=COMMIT_TIMEOUT_S,
                 )

@@ -9,6 +9,7 @@ from holdfast.sources.interface import (
     TrackingSource,
     VolumeSource,
 )
+from holdfast.sources.memory_diff import MemoryDiffSource
 from holdfast.sources.opening import OpenedSources, open_source, open_sources
 from holdfast.sources.raw import RawFileSource
 
@@ -16,6 +17,7 @@ __all__ = [
     "BackupRun",
     "DifferenceSource",
     "GivenSource",
+    "MemoryDiffSource",
     "OpenedSources",
     "RawFileSource",
     "SharedSource",
