@@ -32,6 +32,7 @@ from holdfast_core.runtime.options import TlsFiles, parse_addresses
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
     from holdfast.images.point_image import PointImage
+    from holdfast.serving import PointServer
 
 COORDINATOR_VARIABLE: Final = "HOLDFAST_COORDINATOR"
 RESTORE_DIR_VARIABLE: Final = "HOLDFAST_RESTORE_DIR"
@@ -107,6 +108,7 @@ class AsyncCore:
         self._calls: CoordinatorCalls | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._images: WeakSet[PointImage] = WeakSet()
+        self._servers: set[PointServer] = set()
         self._last_transfer: Transfer | None = None
         self._last_restore: RestoreReport | None = None
         self._closed = False
@@ -174,6 +176,8 @@ class AsyncCore:
             job.cancel()
         if self._jobs:
             await asyncio.wait(self._jobs)
+        for server in tuple(self._servers):
+            await server.close()
         for image in tuple(self._images):
             await image.close()
         if self._tools is not None:

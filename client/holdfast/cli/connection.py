@@ -94,6 +94,18 @@ class Connection:
             tls=self.tls(),
         )
 
+    def async_manager(self) -> AsyncStateManager:
+        """Return a manager for the cluster that belongs to the caller's event loop, to be closed by the caller.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT if no coordinator was named.
+        """
+        from holdfast import AsyncStateManager
+
+        return AsyncStateManager(
+            self._named(), token_file=self.token_file, tenant=self.tenant, key_file=self.key_file, tls=self.tls()
+        )
+
     def call(
         self,
         method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[Request, Response]],

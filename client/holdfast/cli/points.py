@@ -15,7 +15,7 @@ from holdfast_core.model.names import OBJECT_PREFIX
 from holdfast_core.runtime.options import format_size
 
 if TYPE_CHECKING:
-    from holdfast import StateManager
+    from holdfast import AsyncStateManager, StateManager
     from holdfast.results import ObjectInfo, PointInfo, TransferStats
 
 app = typer.Typer()
@@ -201,7 +201,7 @@ def describe(stats: TransferStats) -> str:
     return line
 
 
-def transfer_json(manager: StateManager, what: dict[str, str]) -> dict[str, Any]:
+def transfer_json(manager: StateManager | AsyncStateManager, what: dict[str, str]) -> dict[str, Any]:
     """Return `what` was made, with the figures of the manager's last write."""
     transfer = manager.last_transfer
     figures = to_json(transfer) if transfer is not None else {}
@@ -209,7 +209,7 @@ def transfer_json(manager: StateManager, what: dict[str, str]) -> dict[str, Any]
     return {**what, **figures}
 
 
-def report_transfer(manager: StateManager, what: str) -> None:
+def report_transfer(manager: StateManager | AsyncStateManager, what: str) -> None:
     """Say on stderr what the manager's last write moved."""
     transfer = manager.last_transfer
     if transfer is not None:
