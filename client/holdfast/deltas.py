@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Final
 
 from holdfast.bases import BaseFetcher
@@ -111,13 +111,13 @@ class DeltaCoder:
         """One in how many of the blocks that could be deltas is to be left waiting; 0 for none."""
         return self._trials.every if self._fetcher.usable else 0
 
-    async def complete(self, sealed: Future[SealedSpan], *, block_bytes: int) -> SealedSpan:
+    async def complete(self, sealed: asyncio.Future[SealedSpan], *, block_bytes: int) -> SealedSpan:
         """Wait for a span, and return it when none of its blocks waits any more.
 
         Raises:
             HoldfastError: what sealing the span raised, and as `BaseFetcher.fetch`.
         """
-        span = await asyncio.wrap_future(sealed)
+        span = await sealed
         waiting, span.waiting = span.waiting, []
         while waiting:
             waiting = await self._seal_new(span, waiting, block_bytes)

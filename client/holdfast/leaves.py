@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast.spans import SealedSpan
@@ -72,14 +73,16 @@ class PendingSpan:
     Attributes:
         leaf: the leaf that it is part of.
         future: the sealer's; the source is in use until it is done.
-        span: the span with all of its blocks sealed.
+        sealed: the same for the event loop. Some blocks may still wait for what they could be coded against.
+        span: the span with none of its blocks waiting.
         end_offset: where it ends in the volume, in bytes.
         last: whether it is the last one of its leaf.
     """
 
     leaf: GrowingLeaf
     future: concurrent.futures.Future[SealedSpan]
-    span: Awaitable[SealedSpan]
+    sealed: asyncio.Future[SealedSpan]
+    span: asyncio.Future[SealedSpan]
     end_offset: int
     last: bool
 

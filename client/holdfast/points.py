@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Callable, Container
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -42,6 +42,8 @@ _SCAN_BYTES: Final = GIB
 _OFFERS_MAX: Final = 2
 # Each offer is a question to every owner, which costs a node 2 ms whatever is asked: few large ones.
 _OFFER_BYTES: Final = 8 * MIB
+# Spans that are sealed but for blocks that wait for their bases: while these come over the network, reading goes on.
+_AHEAD_MAX: Final = 8
 
 
 @dataclass(slots=True)
@@ -87,10 +89,10 @@ class _Run:
     builder: VolumeTreeBuilder
     sealer: VolumeSealer
     deltas: DeltaCoder | None
+    spans_max: int
     group: asyncio.TaskGroup
     offers: asyncio.Semaphore
     pending: deque[PendingSpan | KeptSubtrees] = field(default_factory=deque)
-    in_flight: int = 0
     blocks: int = 0
     upcoming_leaf: int = 0
 
@@ -98,6 +100,13 @@ class _Run:
     def leaf_count(self) -> int:
         """Number of leaves that the volume can have."""
         return leaf_count(-(-self.size_bytes // self.block_bytes))
+
+    def first_is_ready(self) -> bool:
+        """Whether what comes next need not be waited for."""
+        if not self.pending:
+            return False
+        item = self.pending[0]
+        return isinstance(item, KeptSubtrees) or item.span.done()
 
     def keep(self, ref: VolumeRef) -> None:
         """Name a subtree of the parent again when its turn comes."""
@@ -244,7 +253,8 @@ class PointReader:
         size_bytes, block_bytes = plan.source.size_bytes, plan.spec.block_bytes
         builder = VolumeTreeBuilder(-(-size_bytes // block_bytes), self._sink.store)
         deltas = self._deltas if _codec_of(plan.spec) is Codec.ZSTD and not plan.spec.no_delta else None
-        return _Run(size_bytes, block_bytes, builder, sealer, deltas, group, offers)
+        spans_max = self._in_flight_max + (_AHEAD_MAX if deltas is not None else 0)
+        return _Run(size_bytes, block_bytes, builder, sealer, deltas, spans_max, group, offers)
 
     def _compared_after_all(self, plan: VolumePlan, damage: IndexDamaged) -> VolumePlan:
         """Begin anew without the hint; what was counted as changed will be counted again."""
@@ -324,11 +334,15 @@ class PointReader:
 
     async def _submit(self, run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> None:
         """Hand the spans of a leaf to the sealer, and take what is in turn while too many are in flight."""
-        items = _spans_of(run, leaf, base)
-        run.pending.extend(items)
-        run.in_flight += len(items)
-        while run.in_flight > self._in_flight_max:
-            await self._advance(run)
+        run.pending.extend(_spans_of(run, leaf, base))
+        while True:
+            while run.first_is_ready():
+                await self._advance(run)
+            spans = [item for item in run.pending if isinstance(item, PendingSpan)]
+            unsealed = [item.sealed for item in spans if not item.sealed.done()]
+            if len(unsealed) <= self._in_flight_max and len(spans) <= run.spans_max:
+                return
+            await asyncio.wait({*unsealed, spans[0].span}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _drain(self, run: _Run) -> None:
         """Take all that is pending."""
@@ -342,7 +356,6 @@ class PointReader:
             for ref in item.refs:
                 run.builder.reuse_subtree(ref.level, ref.place, ref.node_id)
         else:
-            run.in_flight -= 1
             await self._take(item, run)
 
     async def _take(self, item: PendingSpan, run: _Run) -> None:
@@ -406,26 +419,25 @@ def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[Pen
         # What is kept of the leaf still has its turn.
         nothing: concurrent.futures.Future[SealedSpan] = concurrent.futures.Future()
         nothing.set_result(SealedSpan())
-        return [PendingSpan(leaf, nothing, asyncio.wrap_future(nothing), offset, last=True)]
+        done = asyncio.wrap_future(nothing)
+        return [PendingSpan(leaf, nothing, done, done, offset, last=True)]
     every = run.deltas.every if run.deltas is not None else 0
     futures = run.sealer.submit(LeafSpans(offset, spans, run.block_bytes, leaf.parent, base, every))
-    return [
-        PendingSpan(
-            leaf,
-            future,
-            _completed(run, future),
-            min(offset + end * run.block_bytes, run.size_bytes),
-            last=(first, end) == spans[-1],
-        )
-        for (first, end), future in zip(spans, futures, strict=True)
-    ]
+    items = []
+    for (first, end), future in zip(spans, futures, strict=True):
+        sealed = span = asyncio.wrap_future(future)
+        sealed.add_done_callback(_seen)
+        if run.deltas is not None:
+            span = run.group.create_task(run.deltas.complete(sealed, block_bytes=run.block_bytes))
+        end_offset = min(offset + end * run.block_bytes, run.size_bytes)
+        items.append(PendingSpan(leaf, future, sealed, span, end_offset, last=(first, end) == spans[-1]))
+    return items
 
 
-def _completed(run: _Run, future: concurrent.futures.Future[SealedSpan]) -> Awaitable[SealedSpan]:
-    """Return what a span is once those of its blocks that wait for a base are sealed too."""
-    if run.deltas is None:
-        return asyncio.wrap_future(future)
-    return run.group.create_task(run.deltas.complete(future, block_bytes=run.block_bytes))
+def _seen(sealed: asyncio.Future[SealedSpan]) -> None:
+    """Look at how a span ended: of several that fail, the first to be taken tells."""
+    if not sealed.cancelled():
+        sealed.exception()
 
 
 async def _abandon(run: _Run | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -79,7 +79,8 @@ class Rig:
 
     async def complete(self, *spans: SealedSpan) -> list[SealedSpan]:
         """Complete spans, all at once."""
-        futures: list[Future[SealedSpan]] = [Future() for _ in spans]
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[SealedSpan]] = [loop.create_future() for _ in spans]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.coder.complete(each, block_bytes=SMALL)) for each in futures]
             for future, span in zip(futures, spans, strict=True):
