@@ -77,8 +77,13 @@ class Guest(Qemu):
             "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
         ]  # fmt: skip
 
-    def _device(self, drive: Drive) -> list[str]:
-        return ["-device", f"virtio-blk-pci,drive={drive.name},id={drive.name}-device"]
+    def _disk(self, drive: Drive) -> list[str]:
+        node = f"{drive.name}-node"
+        image = json.dumps({"node-name": node, **drive.image})
+        return ["-blockdev", image, "-device", f"virtio-blk-pci,drive={node},id={drive.name}"]
+
+    def _target(self, drive: str) -> str:
+        return f"-d /machine/peripheral/{drive}/virtio-backend"
 
     def _launch(self) -> None:
         self._console.clear()
@@ -170,5 +175,5 @@ class Guest(Qemu):
             probe.connect(str(self.agent_socket))
             probe.sendall(b'{"execute":"guest-sync","arguments":{"id":7}}\n')
             with probe.makefile("rb") as lines, contextlib.suppress(TimeoutError):
-                return json.loads(lines.readline()) == {"return": 7}
+                return bool(json.loads(lines.readline()) == {"return": 7})
         return False

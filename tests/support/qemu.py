@@ -47,7 +47,7 @@ class Drive:
     """A disk of a machine.
 
     Attributes:
-        name: the name of its node, to which volumes and tests refer; the device is called NAME-device.
+        name: what volumes and tests call it; its block node is called NAME-node.
         image: options of `-blockdev` without the node's name.
     """
 
@@ -177,20 +177,26 @@ class Qemu:
         for name in ("qmp", "control"):
             command += ["-qmp", f"unix:{self.sockets / name},server=on,wait=off"]
         for drive in self.drives:
-            command += ["-blockdev", json.dumps({"node-name": drive.name, **drive.image}), *self._device(drive)]
+            command += self._disk(drive)
         return [*command, *self.arguments]
 
     def _machine(self) -> list[str]:
         return ["-machine", "none"]
 
-    def _device(self, drive: Drive) -> list[str]:
-        return []
+    def _disk(self, drive: Drive) -> list[str]:
+        # Without a device it takes this older form to have something above the node that writes come through.
+        options = {"if": "none", "id": drive.name, "node-name": f"{drive.name}-node", **_flat(drive.image)}
+        return ["-drive", ",".join(f"{name}={value.replace(',', ',,')}" for name, value in options.items())]
+
+    def _target(self, drive: str) -> str:
+        return drive
 
     def _running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
     def _listens_or_gone(self) -> bool:
-        return (self.sockets / "control").exists() or not self._running()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.sockets / "control")) == 0 or not self._running()
 
     def log(self) -> str:
         """What it wrote on its standard error."""
@@ -203,9 +209,9 @@ class Qemu:
 
     def io(self, drive: str, command: str) -> str:
         """Run a command of `qemu-io` on a disk, and return what it printed."""
-        line = f'qemu-io {drive} "{command}"'
+        line = f'qemu-io {self._target(drive)} "{command}"'
         printed = str(self.execute("human-monitor-command", command_line=line))
-        assert not re.search("failed|error", printed, re.IGNORECASE), f"{line}: {printed}"
+        assert not re.search("failed|error|not |cannot|conflict", printed, re.IGNORECASE), f"{line}: {printed}"
         return printed
 
     def write(self, drive: str, offset: int, length: int, pattern: int) -> None:
@@ -215,7 +221,7 @@ class Qemu:
     def bitmaps(self, drive: str) -> dict[str, dict[str, Any]]:
         """Return the dirty bitmaps of a disk's node by name."""
         nodes = {node["node-name"]: node for node in self.execute("query-named-block-nodes", flat=True)}
-        return {bitmap.get("name", ""): bitmap for bitmap in nodes[drive].get("dirty-bitmaps", ())}
+        return {bitmap.get("name", ""): bitmap for bitmap in nodes[f"{drive}-node"].get("dirty-bitmaps", ())}
 
     def nodes(self) -> set[str]:
         """Return the names of all nodes."""
@@ -245,3 +251,14 @@ class Qemu:
             self.process = None
         if self.sockets != Path():
             shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested options with dotted names."""
+    flat: dict[str, str] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
