@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.access import Access
@@ -159,25 +160,26 @@ class Reading:
         """
         if offset < 0 or (length is not None and length < 0):
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "offset and length may not be negative")
-        resolved = await self._calls.resolve_object(storage_id)
-        record: ObjectRecord = resolved.object
-        access, index, content = self._open(resolved.grant, record.storage_id)
-        check_object(access.ring, record)
-        start = min(offset, record.size_bytes)
-        end = record.size_bytes if length is None else min(record.size_bytes, start + length)
+        opened = await self.open_object(storage_id)
+        size = opened.record.size_bytes
+        start = min(offset, size)
+        end = size if length is None else min(size, start + length)
         callback = Callback("retrieve", end - start, progress)
-        try:
-            async with aclosing(read_object(index, content, record, start=start, end=end)) as pieces:
-                async for piece in pieces:
-                    callback(len(piece))
-                    yield piece
-        except HoldfastError as error:
-            lost = damage_of(error)
-            if lost:
-                await self._tools.report_damage(lost, record.storage_id)
-            raise
-        if callback.done != end - start:
-            raise HoldfastError(ErrorCode.CORRUPT, f"object {storage_id} has another size than its record says")
+        async with aclosing(opened.pieces(start, end)) as pieces:
+            async for piece in pieces:
+                callback(len(piece))
+                yield piece
+
+    async def open_object(self, storage_id: str) -> OpenedObject:
+        """Resolve an object and check its record, to read any of its ranges.
+
+        Raises:
+            HoldfastError: NOT_FOUND, DENIED; CORRUPT if the record was tampered with.
+        """
+        resolved = await self._calls.resolve_object(storage_id)
+        access, index, content = self._open(resolved.grant, resolved.object.storage_id)
+        check_object(access.ring, resolved.object)
+        return OpenedObject(resolved.object, index, content, self._tools)
 
     async def to_file(self, storage_id: str, path: Path, *, durable: bool, progress: ProgressCallback | None) -> Path:
         """Write an object to a file that must not exist yet.
@@ -196,6 +198,38 @@ class Reading:
         finally:
             await asyncio.shield(loop.run_in_executor(None, target.discard))
         return path
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedObject:
+    """An object whose record has been checked, and the right to read it."""
+
+    record: ObjectRecord
+    index: IndexReader
+    content: ContentReader
+    tools: Toolbox
+
+    async def pieces(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `start` to before `end`, which lie within the object.
+
+        Raises:
+            HoldfastError: CORRUPT, MISSING, UNREACHABLE; what is lost is reported first.
+        """
+        done = 0
+        try:
+            async with aclosing(read_object(self.index, self.content, self.record, start=start, end=end)) as pieces:
+                async for piece in pieces:
+                    done += len(piece)
+                    yield piece
+        except HoldfastError as error:
+            lost = damage_of(error)
+            if lost:
+                await self.tools.report_damage(lost, self.record.storage_id)
+            raise
+        if done != end - start:
+            raise HoldfastError(
+                ErrorCode.CORRUPT, f"object {self.record.storage_id} has another size than its record says"
+            )
 
 
 class NewFile:

@@ -35,7 +35,7 @@ from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1 import state_pb2
 from holdfast_proto.v1.common_pb2 import Grant
-from holdfast_proto.v1.records_pb2 import VolumeRecord
+from holdfast_proto.v1.records_pb2 import OBJECT_FORM_FILES, OBJECT_FORM_UNSPECIFIED, ObjectOrigin, VolumeRecord
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 TAIL_S: Final = 600.0
