@@ -165,3 +165,27 @@ async def test_objects_are_seen_by_both(pair: tuple[Client, Client]) -> None:
         listed = (await client.state("ListObjects", state_pb2.ListObjectsRequest(task_id="task"))).objects
         assert {each.storage_id for each in listed} == set(made)
         assert [each.created_unix_ms for each in listed] == sorted(each.created_unix_ms for each in listed)
+
+
+async def test_a_vm_is_discarded_once_by_two_coordinators_at_once(pair: tuple[Client, Client]) -> None:
+    first, second = pair
+    await first.form_layout()
+    await first.register_vm("short-lived")
+    snapshot = await first.save("short-lived")
+    for _ in range(64):
+        newest = await first.save("short-lived", incremental=True, snapshot_id=snapshot.point_id)
+    request = state_pb2.DiscardVmRequest(vm_id="short-lived", newest_point_id=newest.point_id)
+    answers = await asyncio.gather(
+        first.state("DiscardVm", request), second.state("DiscardVm", request), return_exceptions=True
+    )
+    receipts = [answer for answer in answers if not isinstance(answer, BaseException)]
+    assert receipts
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            assert isinstance(answer, HoldfastError), answer
+            assert answer.code is ErrorCode.CONFLICT, answer
+    for receipt in (*receipts, await second.state("DiscardVm", request)):
+        assert receipt == receipts[0]
+    assert receipts[0].point_count == 65
+    await refused(ErrorCode.NOT_FOUND, second.state("GetVm", state_pb2.GetVmRequest(vm_id="short-lived")))
+    await refused(ErrorCode.NOT_FOUND, first.state("GetPoint", state_pb2.GetPointRequest(point_id=newest.point_id)))
