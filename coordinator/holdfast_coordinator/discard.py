@@ -324,7 +324,10 @@ def _newest(points: Sequence[Stored[PointRecord]]) -> str:
 def _fulfilling(
     rule: KeepRule, vm_id: str, newest: str, named: Mapping[str, Stored[ObjectRecord]]
 ) -> Stored[ObjectRecord] | None:
-    """Return the object among those named that holds a rule's files as of the newest point, None if there is none."""
+    """Return the object among those named that holds a rule's files as of the newest point, None if there is none.
+
+    A set without a single file fulfils nothing: that is what a mistyped pattern makes.
+    """
     if not newest:
         return None
     digest = keep_digest(rule)
@@ -334,6 +337,7 @@ def _fulfilling(
         if (
             record.task_id == rule.task_id
             and record.form == OBJECT_FORM_FILES
+            and record.origin.file_count
             and says == (vm_id, newest, rule.name, digest)
         ):
             return stored

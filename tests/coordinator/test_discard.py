@@ -118,6 +118,7 @@ async def test_a_vm_is_not_discarded_before_what_it_must_keep_is_stored(client: 
         await store_files(client, origin_of(logs, newest, keep_rule="weights"), "task-2"),
         await store_files(client, origin_of(rule_of("logs", task_id="task-2"), newest), "task-2"),
         await store_files(client, None, "task-2", form=OBJECT_FORM_FILES),
+        await store_files(client, origin_of(logs, newest, file_count=0), "task-2"),
         "app-unknown",
     ]
     before = await keys_about(store, "vm-1", [first, newest])
