@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
     from holdfast.descriptors import Extent
+    from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles
     from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
     from holdfast.manager import StateManager
     from holdfast.results import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         PointInfo,
         Progress,
         ProgressCallback,
+        Reading,
         RestoreReport,
         Stats,
         Transfer,
@@ -37,36 +39,52 @@ if TYPE_CHECKING:
         VolumeInfo,
         VolumeSpec,
     )
-    from holdfast.sources import RawFileSource, VolumeSource
+    from holdfast.sources import (
+        BackupRun,
+        DifferenceSource,
+        MemoryDiffSource,
+        RawFileSource,
+        TrackingSource,
+        VolumeSource,
+    )
     from holdfast_core.model.errors import ErrorCode, HoldfastError
     from holdfast_core.runtime.options import TlsFiles
 
 __all__ = [
     "AsyncStateManager",
+    "BackupRun",
     "ClusterStatus",
     "Codec",
     "Consistency",
+    "DifferenceSource",
     "DiscardReceipt",
     "ErrorCode",
     "Extent",
+    "FileInfo",
+    "FileKind",
     "HoldfastError",
     "KeepRule",
     "KeptObject",
     "LayoutInfo",
     "LayoutPlan",
     "LayoutState",
+    "MemoryDiffSource",
     "NodeInfo",
     "ObjectForm",
     "ObjectInfo",
     "ObjectOrigin",
+    "PointFiles",
     "PointInfo",
     "Progress",
     "ProgressCallback",
     "RawFileSource",
+    "Reading",
     "RestoreReport",
+    "RetrievedFiles",
     "StateManager",
     "Stats",
     "TlsFiles",
+    "TrackingSource",
     "Transfer",
     "TransferStats",
     "VerifyReport",
@@ -83,10 +101,15 @@ _HOMES = {
     "DiscardReceipt": "holdfast.lifecycle",
     "KeepRule": "holdfast.lifecycle",
     "KeptObject": "holdfast.lifecycle",
+    "BackupRun": "holdfast.sources",
+    "DifferenceSource": "holdfast.sources",
+    "MemoryDiffSource": "holdfast.sources",
     "RawFileSource": "holdfast.sources",
+    "TrackingSource": "holdfast.sources",
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",
     "HoldfastError": "holdfast_core.model.errors",
+    **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
     "TlsFiles": "holdfast_core.runtime.options",
 }
 

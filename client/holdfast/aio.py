@@ -16,6 +16,7 @@ from holdfast.calls.core import (
     RESTORE_DIR_VARIABLE,
     SEALING_VARIABLE,
 )
+from holdfast.calls.files import AsyncFileCalls
 from holdfast.calls.lifecycle import AsyncLifecycleCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
@@ -38,7 +39,9 @@ __all__ = [
 ]
 
 
-class AsyncStateManager(AsyncLifecycleCalls, AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls):
+class AsyncStateManager(
+    AsyncLifecycleCalls, AsyncFileCalls, AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls
+):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Belongs to the event loop in which it is first used; calls may overlap. Use it as an async context manager, or call

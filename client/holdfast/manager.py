@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
+from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.serving import ServingCalls
 from holdfast.results import (
@@ -27,11 +28,10 @@ from holdfast.results import (
     Transfer,
     VerifyReport,
 )
-from holdfast.sampling import SAMPLE_DEFAULT
 from holdfast.sealers import Sealing
 from holdfast.sources import GivenSource
 from holdfast.sources.told import Changed
-from holdfast_core.model.limits import REPLICA_SETTLE_S
+from holdfast_core.model.limits import REPLICA_SETTLE_S, SAMPLE_DEFAULT
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.options import TlsFiles
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, ServingCalls):
+class StateManager(LifecycleCalls, FileCalls, ServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from holdfast.calls.core import AsyncCore, BlockingCore
+from holdfast.calls.core import BlockingCore
+from holdfast.calls.files import AsyncFileCalls
 from holdfast.convert import Volumes, keep_message, vm_record
 from holdfast.index import DAMAGE
 from holdfast.lifecycle import DiscardReceipt, KeepRule
@@ -14,7 +15,7 @@ from holdfast_core.model.lifecycle import keep_digest
 from holdfast_proto.v1.records_pb2 import KeepRule as KeepRuleMessage
 
 
-class AsyncLifecycleCalls(AsyncCore):
+class AsyncLifecycleCalls(AsyncFileCalls):
     """Calls about VMs as such."""
 
     async def register_vm(
@@ -96,14 +97,6 @@ class AsyncLifecycleCalls(AsyncCore):
         storage_id = await self._persist_rule(vm_id, point_id, rule, progress=progress)
         await self._verify_files(storage_id)
         return storage_id
-
-    async def _persist_rule(
-        self, vm_id: str, point_id: str, rule: KeepRuleMessage, *, progress: ProgressCallback | None = None
-    ) -> str:
-        raise HoldfastError(ErrorCode.CONFLICT, f"the keep rule {rule.name} of {vm_id} is not fulfilled")
-
-    async def _verify_files(self, storage_id: str) -> int:
-        return 0
 
 
 def _fulfils(stored: ObjectInfo, vm_id: str, point_id: str, rule: KeepRuleMessage) -> bool:

@@ -60,13 +60,13 @@ class DirectoryTree:
             ) from error
         self._stack: list[int] = []
 
-    def items(self, selection: Selection) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
         """Yield what is selected, in the order of a set; sockets are left out.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE or VOLUME_CHANGED, naming the file.
         """
-        return Walk(self).items(_Place(b"", os.fstat(self._root)), selection)
+        return Walk(self).items(_Place(b"", os.fstat(self._root)), selection, depth=depth)
 
     def enter(self, place: _Place) -> list[Child[_Place]]:
         """Open a directory of the one that was entered last, and list it."""

@@ -49,7 +49,7 @@ class ImageTree:
                 )
         raise HoldfastError(ErrorCode.NOT_FOUND, f"the file system has no {os_text(name)!r}, of the path {root!r}")
 
-    def items(self, selection: Selection) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
         """Yield what is selected, in the order of a set; sockets are left out.
 
         Raises:
@@ -57,7 +57,7 @@ class ImageTree:
         """
         self._entered.clear()
         self._content_bytes = 0
-        return Walk(self).items(self._root, selection)
+        return Walk(self).items(self._root, selection, depth=depth)
 
     def enter(self, place: Inode) -> list[Child[Inode]]:
         """Return what a directory holds; a directory that is met twice is damage, and might have no end."""

@@ -11,11 +11,12 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from holdfast.files.results import RetrievedFiles
 from holdfast.files.trees import Item
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.files.patterns import os_text
@@ -33,23 +34,6 @@ _SPECIAL_BITS: Final = 0o6000
 
 
 @dataclass(frozen=True, slots=True)
-class RetrievedFiles:
-    """What was retrieved.
-
-    Attributes:
-        target: the directory that it is in.
-        file_count: entries that were written, directories among them.
-        data_bytes: content that was written, holes not counted.
-        left_out: paths of devices, which only root may make.
-    """
-
-    target: Path
-    file_count: int
-    data_bytes: int
-    left_out: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Open:
     """A directory that is being filled."""
 
@@ -60,14 +44,17 @@ class _Open:
 class TargetTree:
     """A directory that files are retrieved into. To be used as a context manager, by one thread."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
-        """Make the directory, with those above it, if it is missing.
+    def __init__(
+        self, directory: Path, *, durable: bool = False, wrote: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Make the directory, with those above it, if it is missing; `wrote` is told of bytes that were written.
 
         Raises:
             HoldfastError: TARGET_UNWRITABLE.
         """
         self.directory = directory
         self._durable = durable
+        self._wrote = wrote
         self._root_user = os.geteuid() == 0
         self._made = [each for each in (directory, *directory.parents) if not each.exists()]
         self._published: list[bytes] = []
@@ -184,6 +171,7 @@ class TargetTree:
                 done = 0
                 while done < len(piece):
                     done += os.pwrite(descriptor, memoryview(piece)[done:], offset + done)
+                self._wrote(len(piece))
             self._finish(descriptor, entry)
         finally:
             os.close(descriptor)

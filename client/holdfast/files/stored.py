@@ -29,7 +29,7 @@ class StoredTree:
                 self._at[entry.path] = (offset, entry)
                 offset += data_bytes(entry)
 
-    def items(self, selection: Selection) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
         """Yield what is selected, in order.
 
         Raises:
@@ -38,7 +38,8 @@ class StoredTree:
         chosen = list(self._chosen(selection))
         self._content.plan([self._range(entry) for entry, _ in chosen if entry.kind == files_pb2.FILE_KIND_REGULAR])
         for entry, wanted in chosen:
-            yield Item(entry, self._reader(entry), wanted)
+            if depth is None or entry.path.count(b"/") < depth:
+                yield Item(entry, self._reader(entry), wanted)
 
     def _chosen(self, selection: Selection) -> Iterator[tuple[FileEntry, bool]]:
         """Yield entries that are wanted, with those of the directories that they are in."""

@@ -48,8 +48,10 @@ class Item:
 class FileTree(Protocol):
     """Files below one root."""
 
-    def items(self, selection: Selection) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
         """Yield what is selected, and the directories that it is in, in the order of a set.
+
+        With a `depth`, nothing is looked at that lies more names below the root.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE, VOLUME_CHANGED, or as the storage that it is read from.
@@ -114,7 +116,7 @@ class Walk(Generic[Place]):
         self._first_names: dict[object, bytes] = {}
         self._seen = 0
 
-    def items(self, root: Place, selection: Selection) -> Iterator[Item]:
+    def items(self, root: Place, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
         """Yield what is selected below `root`, and the directories that it is in.
 
         Raises:
@@ -141,7 +143,7 @@ class Walk(Generic[Place]):
                             yield parent.waiting
                             parent.waiting = None
                     yield item
-                if below is not None:
+                if below is not None and (depth is None or len(levels) < depth):
                     waiting = None if wanted else item
                     self._enter(levels, _Level(item.entry.path, child.place, below, waiting))
         finally:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.files.directory import DirectoryTree
-from holdfast.files.retrieval import RetrievedFiles, TargetTree
+from holdfast.files.results import RetrievedFiles
+from holdfast.files.retrieval import TargetTree
 from holdfast.files.stored import StoredTree
 from holdfast.files.trees import FileTree
 from holdfast.files.writing import SetWriter

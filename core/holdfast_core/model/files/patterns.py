@@ -146,6 +146,12 @@ def _bracket(text: bytes, pattern: bytes) -> bytes:
     return (b"[^" if negated else b"[") + b"".join(out) + b"]"
 
 
+def exactly(path: str) -> str:
+    """Return the pattern that matches this one path, and what is below it; "" for the root, which no pattern names."""
+    names = [name for name in path.split("/") if name]
+    return "".join("/" + re.sub(r"([*?\[\\])", r"\\\1", name) for name in names)
+
+
 def os_text(raw: bytes) -> str:
     """Return a path or a part of one as text, bytes that are no UTF-8 as lone surrogates."""
     return raw.decode("utf-8", "surrogateescape")
