@@ -26,7 +26,8 @@ def nbd_server(folder: Path, *command: str | Path, tcp: bool = False) -> Iterato
     """Run a server in the foreground on descriptor 3; yields where it listens."""
     with listening(folder, tcp=tcp) as (endpoint, ear):
         process = subprocess.Popen(
-            ["/bin/sh", "-c", _WITH_SOCKET, "sh", program(str(command[0])), *map(str, command[1:])], stdin=ear
+            ["/bin/sh", "-c", _WITH_SOCKET, "sh", program(str(command[0])), *map(str, command[1:])],
+            stdin=ear.fileno().fileno(),
         )
         ear.close()
         try:

@@ -95,7 +95,7 @@ class PrivateExport:
                 listening.listen(_BACKLOG)
                 self._process = subprocess.Popen(
                     ["/bin/sh", "-c", _WITH_SOCKET, "sh", *command, image_name(path)],
-                    stdin=listening,
+                    stdin=listening.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=messages,
                     env=_environment(),
