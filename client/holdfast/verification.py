@@ -124,7 +124,8 @@ class CopyCheck:
         if not unreadable:
             return None, thin
         bad = {*missing, *corrupt, *unreachable}
-        return ContentDamage(unreadable, tuple(entry for entry in entries if entry.block_id in bad)), thin
+        named = tuple(entry for entry in entries if entry.block_id in bad or entry.base_id in bad)
+        return ContentDamage(unreadable, named), thin
 
     async def _ask(self, node: str, ids: Sequence[bytes]) -> dict[bytes, int]:
         """Return a verdict an id; nothing from a node that does not answer."""

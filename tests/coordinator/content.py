@@ -51,9 +51,18 @@ class Sealed:
 
 
 def seal_volume(
-    ring: KeyRing, slots: Mapping[int, bytes], *, total: int, name: str = "root"
+    ring: KeyRing,
+    slots: Mapping[int, bytes],
+    *,
+    total: int,
+    name: str = "root",
+    bases: Mapping[int, bytes] | None = None,
 ) -> tuple[VolumeRecord, Sealed]:
-    """Seal a volume of `total` positions that holds the given plaintexts and is zero elsewhere."""
+    """Seal a volume of `total` positions that holds the given plaintexts and is zero elsewhere.
+
+    `bases` are ids that positions name as bases, as if their blocks were deltas; a coordinator cannot tell.
+    """
+    based = bases or {}
     sealed = Sealed(ring)
     builder = VolumeTreeBuilder(total, lambda plain: sealed.keep(Kind.INDEX, plain))
     for leaf_index in sorted({slot // TREE_FAN_OUT for slot in slots}):
@@ -64,7 +73,7 @@ def seal_volume(
                 slots=tuple(slot % TREE_FAN_OUT for slot in here),
                 fingerprints=tuple(ring.fingerprint(slots[slot]) for slot in here),
                 block_ids=tuple(sealed.keep(Kind.VOLUME, slots[slot]) for slot in here),
-                base_ids=(b"",) * len(here),
+                base_ids=tuple(based.get(slot, b"") for slot in here),
             ),
         )
     record = VolumeRecord(
