@@ -27,7 +27,7 @@ def nbd_server(folder: Path, *command: str | Path, tcp: bool = False) -> Iterato
     with listening(folder, tcp=tcp) as (endpoint, ear):
         process = subprocess.Popen(
             ["/bin/sh", "-c", _WITH_SOCKET, "sh", program(str(command[0])), *map(str, command[1:])],
-            stdin=ear.fileno().fileno(),
+            stdin=ear.fileno(),
         )
         ear.close()
         try:
