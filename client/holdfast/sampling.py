@@ -17,13 +17,11 @@ from holdfast.hints import BlockRanges, ParentIndex
 from holdfast.sources import VolumeSource
 from holdfast.spans import Fingerprinter
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import MIB, TREE_FAN_OUT
+from holdfast_core.model.limits import SAMPLE_BYTES_MAX, TREE_FAN_OUT
 from holdfast_core.model.tree import VolumeLeaf
 from holdfast_core.model.tree.shape import leaf_count, leaf_span
 from holdfast_core.model.tree.walk import VolumeRef
 
-SAMPLE_DEFAULT: Final = 0.01
-SAMPLE_BYTES_MAX: Final = 16 * MIB
 _LEAVES_MAX: Final = 64
 _PROBES: Final = 16
 

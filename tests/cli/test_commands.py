@@ -22,6 +22,7 @@ ID = re.compile(r"(snap|bkp|app)-[a-z2-7]{26}\Z")
 STATS = {
     *("logical_bytes", "read_bytes", "changed_bytes", "deduplicated_bytes", "stored_bytes", "sent_bytes"),
     *("stored_plain_bytes", "changed_blocks", "stored_blocks", "under_replicated_blocks", "index_bytes"),
+    *("delta_blocks", "delta_plain_bytes", "delta_bytes", "sampled_bytes"),
 }
 
 
@@ -85,7 +86,7 @@ def test_snapshots_and_backups_print_their_id_alone(up: Up, tmp_path: Path) -> N
     change_image(path, edits=3, seed=3)
     backup = answer(up, "backup", "cache", snapshot, "--parent", snapshot)
     assert ID.match(backup["point_id"])
-    assert set(backup) == {"point_id", "stats", "quorum_s", "committed_s", "replicated_s"}
+    assert set(backup) == {"point_id", "stats", "quorum_s", "committed_s", "replicated_s", "notices"}
     assert set(backup["stats"]) == STATS
     assert 0 < backup["stats"]["changed_bytes"] <= 6 * 65536
     assert backup["committed_s"] > 0
@@ -105,6 +106,31 @@ def test_points_and_show(up: Up, snapshot: str) -> None:
     assert re.search(rf"^point_id +{snapshot}$", text, re.MULTILINE)
     assert "volume root: 16 MiB in" in text
     assert up.ok("points", "web").splitlines()[0].split()[:4] == ["NO", "ID", "PARENT", "TIME"]
+
+
+def test_a_backup_of_what_was_told(up: Up, disk: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "told.raw"
+    copy.write_bytes(disk.read_bytes())
+    up.ok("vm", "register", "told", "--volume", f"root={copy}")
+    snapshot = up.ok("snapshot", "told")
+    with copy.open("r+b") as stream:
+        stream.seek(MIB)
+        stream.write(b"changed")
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps({"root": [[MIB, 7]]}))
+    told = answer(up, "backup", "told", snapshot, "--changed", str(changed), "--since", snapshot, "--sample", "0")
+    assert (told["stats"]["read_bytes"], told["stats"]["sampled_bytes"], told["notices"]) == (65536, 0, [])
+    assert answer(up, "show", told["point_id"])["volumes"][0]["reading"] == "changed"
+    assert "offline, read: changed" in up.ok("show", told["point_id"])
+    # The same once more: by now the parent is another point, which is said, and everything is read.
+    done = up.run("backup", "told", snapshot, "--changed", str(changed), "--since", snapshot)
+    assert done.returncode == 0
+    assert b"all of it is read and compared" in done.stderr
+    for text in ("[[0]]", "{", "5", "[[0, 1]"):
+        changed.write_text(text)
+        assert up.run("backup", "told", snapshot, "--changed", str(changed), "--since", snapshot).returncode == 2
+    assert up.run("backup", "told", snapshot, "--changed", str(tmp_path / "none"), "--since", "x").returncode == 2
+    assert up.run("backup", "told", snapshot, "--since", snapshot).returncode == 2
 
 
 def test_restoring(up: Up, disk: Path, snapshot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +196,7 @@ def test_application_data(up: Up, tmp_path: Path) -> None:
     source = tmp_path / "model.bin"
     make_image(source, size_bytes=2 * MIB + 3, data_bytes=2 * MIB, seed=4)
     put = answer(up, "app", "put", "task-1", str(source))
-    assert set(put) == {"storage_id", "task_id", "stats", "quorum_s", "committed_s", "replicated_s"}
+    assert set(put) == {"storage_id", "task_id", "stats", "quorum_s", "committed_s", "replicated_s", "notices"}
     assert ID.match(put["storage_id"])
     piped = up.ok("app", "put", "task-1", "-", stdin=source.read_bytes())
     got = up.run("app", "get", piped)

@@ -18,11 +18,11 @@ from holdfast.key_file import read_key_file
 from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import RestoreReport, Transfer
-from holdfast.sampling import SAMPLE_DEFAULT, check_sample
+from holdfast.sampling import check_sample
 from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.writing import Made, Toolbox, WriteJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB, REPLICA_SETTLE_S
+from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB, REPLICA_SETTLE_S, SAMPLE_DEFAULT
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.credentials import find_credential

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.cli.changed_file import read_changed
 from holdfast.cli.connection import Connection, on_cluster
 from holdfast.cli.exits import say
 from holdfast.cli.output import format_seconds, format_time, print_facts, print_json, print_line, print_table, to_json
 from holdfast.cli.progress import shown
+from holdfast_core.model.limits import SAMPLE_DEFAULT
 from holdfast_core.model.names import OBJECT_PREFIX
 from holdfast_core.runtime.options import format_size
 
@@ -50,11 +52,36 @@ def backup(
     ] = "",
     base: BaseOption = "",
     takeover: TakeoverOption = False,
+    changed: Annotated[
+        Path | None,
+        typer.Option(
+            "--changed", metavar="FILE", help="JSON of the [offset, length] pairs that changed since --since."
+        ),
+    ] = None,
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="POINT", help="Point that --changed counts from; used if it is the parent."),
+    ] = "",
+    sample: Annotated[
+        float,
+        typer.Option(
+            "--sample", metavar="SHARE", help="Share of what is called unchanged to read all the same; 0 trusts."
+        ),
+    ] = SAMPLE_DEFAULT,
 ) -> None:
     """Save what changed since the newest point that descends from SNAPSHOT; prints the backup's id."""
+    told = read_changed(changed) if changed is not None else None
     with connection.manager() as manager, shown(f"backup of {vm}") as progress:
         point_id = manager.incremental_backup(
-            vm, snapshot, parent=parent, base=base, takeover=takeover, progress=progress
+            vm,
+            snapshot,
+            parent=parent,
+            base=base,
+            takeover=takeover,
+            changed=told,
+            since=since,
+            sample=sample,
+            progress=progress,
         )
         _report(connection, manager, point_id)
 
@@ -153,7 +180,7 @@ def show(
     for volume in to_json(found).get("volumes", ()):
         print_line(
             f"volume {volume['name']}: {format_size(volume['size_bytes'])} in {volume['block_count']} blocks "
-            f"of {format_size(volume['block_bytes'])}, {volume['consistency']}"
+            f"of {format_size(volume['block_bytes'])}, {volume['consistency']}, read: {volume['reading']}"
         )
     print_line(describe(found.stats))
 
@@ -213,6 +240,8 @@ def report_transfer(manager: StateManager | AsyncStateManager, what: str) -> Non
     """Say on stderr what the manager's last write moved."""
     transfer = manager.last_transfer
     if transfer is not None:
+        for notice in transfer.notices:
+            say(notice)
         say(f"{what}: {describe(transfer.stats)}; {format_seconds(transfer.committed_s)}")
 
 

@@ -97,3 +97,7 @@ METADATA_TXN_BYTES_MAX: Final = 1280 * KIB
 METADATA_PREFIXES_MAX: Final = 64
 METADATA_PAGE_ITEMS_MAX: Final = 10_000
 METADATA_LEASE_TTL_S_MAX: Final = 86_400.0
+
+# Share of what a change tracker calls unchanged that is compared all the same, and its bound for one volume and run.
+SAMPLE_DEFAULT: Final = 0.01
+SAMPLE_BYTES_MAX: Final = 16 * MIB
