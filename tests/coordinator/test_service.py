@@ -18,7 +18,9 @@ from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.records_pb2 import READING_DISTRUSTED
 from tests.coordinator.faults import Fault, FaultyStore
+from tests.coordinator.lifecycle import discard
 from tests.coordinator.rig import (
     MASTER_KEY,
     STATIC_TOKENS,
@@ -26,8 +28,10 @@ from tests.coordinator.rig import (
     coordinator,
     eventually,
     master_keys,
+    point_commit,
     refused,
     zero_commit,
+    zero_volume,
 )
 from tests.support.etcd import issue_tls
 
@@ -68,10 +72,18 @@ async def test_metrics_tell_of_commits_sessions_and_nodes(store: SqliteStore, cl
     await eventually(counted, "the gauges are fresh")
     await client.commit(zero_commit(begun))
     assert registry.get_sample_value("holdfast_commits_total", {"kind": "point"}) == 2
-    assert registry.get_sample_value("holdfast_sessions_begun_total", {"kind": "point"}) == 2
-    assert registry.get_sample_value("holdfast_barrier_seconds_count") == 2
+    # Who commits without saying how it read is of a version that did not say.
+    assert registry.get_sample_value("holdfast_volumes_read_total", {"reading": "unspecified"}) == 2
+    changed = zero_volume()
+    changed.reading = READING_DISTRUSTED
+    await client.commit(point_commit(await client.begin(), [changed]))
+    assert registry.get_sample_value("holdfast_volumes_read_total", {"reading": "distrusted"}) == 1
+    await discard(client, (await client.points("vm-2"))[-1].point_id, vm_id="vm-2")
+    assert registry.get_sample_value("holdfast_vms_discarded_total") == 1
+    assert registry.get_sample_value("holdfast_sessions_begun_total", {"kind": "point"}) == 3
+    assert registry.get_sample_value("holdfast_barrier_seconds_count") == 3
     commits = {"method": "/holdfast.v1.StateService/CommitPoint", "status": "OK"}
-    assert registry.get_sample_value("holdfast_calls_total", commits) == 2
+    assert registry.get_sample_value("holdfast_calls_total", commits) == 3
     await client.close()
     await service.stop(0.2)
 

@@ -77,7 +77,7 @@ class AsyncFileCalls(AsyncCore):
     async def _persist_rule(
         self, vm_id: str, point_id: str, rule: KeepRule, *, progress: ProgressCallback | None = None
     ) -> str:
-        """Store what a keep rule names, from a point of its VM; a rule that nothing matches makes an empty set."""
+        """Store what a keep rule names, from a point of its VM. Raises as `persist_files`, NOT_FOUND if nothing matches."""
         selection = select(rule.include, rule.exclude, exclude_secrets=rule.exclude_secrets)
         source = PointFiles(point_id, volume=rule.volume, partition=rule.partition)
         return (await self._persist(rule.task_id, source, selection, fulfils=rule, progress=progress)).storage_id
@@ -97,7 +97,7 @@ class AsyncFileCalls(AsyncCore):
         async with self._source_tree(source) as (tree, origin):
             if fulfils is not None:
                 origin.keep_rule, origin.keep_digest = fulfils.name, keep_digest(fulfils)
-            writer = SetWriter(tree, selection, may_be_empty=fulfils is not None)
+            writer = SetWriter(tree, selection)
 
             def made() -> Iterator[bytes]:
                 yield from writer.pieces()

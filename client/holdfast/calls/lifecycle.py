@@ -94,7 +94,11 @@ class AsyncLifecycleCalls(AsyncFileCalls):
                     raise
                 continue  # an earlier attempt's, and damaged since: its files are still in the point
             return storage_id
-        storage_id = await self._persist_rule(vm_id, point_id, rule, progress=progress)
+        try:
+            storage_id = await self._persist_rule(vm_id, point_id, rule, progress=progress)
+        except HoldfastError as error:
+            message = f"the keep rule {rule.name} of {vm_id} cannot be fulfilled: {error.message}"
+            raise HoldfastError(error.code, message, facts=error.facts, block_ids=error.block_ids) from error
         await self._verify_files(storage_id)
         return storage_id
 

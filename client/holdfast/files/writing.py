@@ -24,9 +24,8 @@ class SetWriter:
         file_count: entries so far.
     """
 
-    def __init__(self, tree: FileTree, selection: Selection, *, may_be_empty: bool = False) -> None:
+    def __init__(self, tree: FileTree, selection: Selection) -> None:
         """Bind to what is kept of which tree; the tree stays the caller's."""
-        self._may_be_empty = may_be_empty
         self.file_count = 0
         self._tree = tree
         self._selection = selection
@@ -37,7 +36,7 @@ class SetWriter:
         """Yield the bytes of the set in order.
 
         Raises:
-            HoldfastError: NOT_FOUND if patterns were given, nothing matches and that may not be; what the tree raises.
+            HoldfastError: NOT_FOUND if patterns were given and nothing matches; what the tree raises.
         """
         entries: list[FileEntry] = []
         any_wanted = False
@@ -47,7 +46,7 @@ class SetWriter:
             self.file_count += 1
             if item.entry.kind == files_pb2.FILE_KIND_REGULAR:
                 yield from self._content(item)
-        if not any_wanted and not self._selection.everything and not self._may_be_empty:
+        if not any_wanted and not self._selection.everything:
             raise HoldfastError(ErrorCode.NOT_FOUND, "no file matches the patterns; nothing was kept")
         check_entries(entries)
         yield bytes(self._gathered) + encode_end(entries, content_bytes=self._content_bytes)

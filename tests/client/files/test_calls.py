@@ -234,13 +234,14 @@ def test_a_keep_rule_is_fulfilled_and_verified(manager: StateManager, ml_point: 
     point_id, _ = ml_point
     vm_id = manager.point(point_id).vm_id
     core, loop = manager._core, manager._loop
-    for include, count in ((["*.safetensors"], 3), (["*.nothing"], 0)):
-        rule = records_pb2.KeepRule(name="weights", task_id=task, volume="root", include=include)
-        storage_id = loop.run(core._persist_rule(vm_id, point_id, rule))
-        assert loop.run(core._verify_files(storage_id)) == count
-        origin = manager.application_data(storage_id).origin
-        assert origin is not None
-        assert (origin.vm_id, origin.point_id, origin.keep_rule) == (vm_id, point_id, "weights")
+    rule = records_pb2.KeepRule(name="weights", task_id=task, volume="root", include=["*.safetensors"])
+    storage_id = loop.run(core._persist_rule(vm_id, point_id, rule))
+    assert loop.run(core._verify_files(storage_id)) == 3
+    origin = manager.application_data(storage_id).origin
+    assert origin is not None
+    assert (origin.vm_id, origin.point_id, origin.keep_rule) == (vm_id, point_id, "weights")
+    nothing = records_pb2.KeepRule(name="none", task_id=task, volume="root", include=["*.nothing"])
+    assert error_of(lambda: loop.run(core._persist_rule(vm_id, point_id, nothing))).code is ErrorCode.NOT_FOUND
 
 
 def test_verifying_finds_damage(cluster: MemoryCluster, tmp_path: Path) -> None:
