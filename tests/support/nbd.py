@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -100,3 +101,9 @@ def plain_bytes(image: Path, folder: Path) -> bytes:
         return raw.read_bytes()
     finally:
         raw.unlink()
+
+
+def bitmap_names(image: Path) -> set[str]:
+    """The names of the bitmaps in an image."""
+    described = json.loads(tool("qemu-img", "info", "--output=json", image))
+    return {bitmap["name"] for bitmap in described["format-specific"]["data"].get("bitmaps", ())}
