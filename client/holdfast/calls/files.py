@@ -77,7 +77,7 @@ class AsyncFileCalls(AsyncCore):
     async def _persist_rule(
         self, vm_id: str, point_id: str, rule: KeepRule, *, progress: ProgressCallback | None = None
     ) -> str:
-        """Store what a keep rule names, from a point of its VM. Raises as `persist_files`, NOT_FOUND if nothing matches."""
+        """Store what a keep rule names, from a point of its VM; raises as `persist_files`."""
         selection = select(rule.include, rule.exclude, exclude_secrets=rule.exclude_secrets)
         source = PointFiles(point_id, volume=rule.volume, partition=rule.partition)
         return (await self._persist(rule.task_id, source, selection, fulfils=rule, progress=progress)).storage_id

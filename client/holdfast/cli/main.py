@@ -10,7 +10,22 @@ from typing import Annotated, Final
 
 import typer
 
-from holdfast.cli import access, agent, audit, cluster, keys, objects, pki, points, serve, services, tenants, up, vms
+from holdfast.cli import (
+    access,
+    agent,
+    audit,
+    cluster,
+    files,
+    keys,
+    objects,
+    pki,
+    points,
+    serve,
+    services,
+    tenants,
+    up,
+    vms,
+)
 from holdfast.cli.connection import root_options
 from holdfast.cli.demo import command as demo
 from holdfast.cli.exits import DONE, FAILED, INTERRUPTED, USAGE, exit_code, say
@@ -30,6 +45,7 @@ for part in (up, services, agent, points, serve, cluster, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
 app.add_typer(objects.app, name="app")
+app.add_typer(files.app, name="files")
 app.add_typer(serve.overlay_app, name="overlay")
 app.add_typer(cluster.layout_app, name="layout")
 app.add_typer(pki.app, name="pki")
