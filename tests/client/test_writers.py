@@ -66,6 +66,22 @@ def test_a_backup_agent_saves_what_only_others_restore(
     assert error_of(lambda: robot.create_snapshot("web-1")).code is ErrorCode.DENIED
 
 
+def test_a_backup_agent_makes_no_deltas_until_it_may_restore(
+    cluster: MemoryCluster, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    agent = Vm(cluster.state_manager(token=tokens["agent"]), "web-1", tmp_path)
+    both = Vm(cluster.state_manager(), "web-1", tmp_path)
+    path = agent.volume(8 * BLOCK, [(0, noise(8 * BLOCK))])
+    agent.register()
+    snapshot = agent.snapshot()
+    for vm, deltas in ((agent, 0), (both, 1)):
+        write_at(path, 3 * BLOCK, f"{deltas} bytes differ".encode())
+        backup = vm.manager.incremental_backup("web-1", snapshot)
+        stats = both.manager.point(backup).stats
+        assert (stats.changed_blocks, stats.delta_blocks) == (1, deltas)
+        both.assert_restores(snapshot, backup)
+
+
 def test_an_application_saves_what_only_others_read(cluster: MemoryCluster, tokens: dict[str, str]) -> None:
     app, reader = (cluster.state_manager(token=tokens[name]) for name in ("app", "reader"))
     data = noise(BLOCK * 5 + 7)
