@@ -112,7 +112,9 @@ def vm_record(
     return records_pb2.VmRecord(
         vm_id=vm_id,
         volumes=specs,
-        labels=checked_labels([records_pb2.Label(name=name, value=text) for name, text in (labels or {}).items()]),
+        labels=checked_labels(
+            [records_pb2.Label(name=_text(name), value=_text(text)) for name, text in (labels or {}).items()]
+        ),
         definition=content,
         definition_name=name,
         template_id=check_id(template, "template's id") if template else "",
@@ -136,10 +138,19 @@ def keep_message(rule: KeepRule, *, only_volume: str = "") -> records_pb2.KeepRu
         task_id=rule.task_id,
         volume=rule.volume or only_volume,
         partition=rule.partition,
-        include=rule.include,
-        exclude=rule.exclude,
+        include=list(map(_text, rule.include)),
+        exclude=list(map(_text, rule.exclude)),
         exclude_secrets=rule.exclude_secrets,
     )
+
+
+def _text(text: str) -> str:
+    """Return the text if a message can carry it. Raises INVALID_ARGUMENT."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"{text!r} is not a text in Unicode") from error
+    return text
 
 
 def keep_rule(message: records_pb2.KeepRule) -> KeepRule:

@@ -83,6 +83,9 @@ def test_a_points_labels_and_definition_come_back_with_it(vm: Vm) -> None:
         (ErrorCode.NOT_FOUND, {"template": "snap-unknown"}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [KeepRule(task_id="t", include=[])]}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [KeepRule(task_id="t", include="**")]}),
+        (ErrorCode.INVALID_ARGUMENT, {"keep": [KeepRule(task_id="t", include=["a[b"])]}),
+        (ErrorCode.INVALID_ARGUMENT, {"keep": [KeepRule(task_id="t", include=["caf\udce9"])]}),
+        (ErrorCode.INVALID_ARGUMENT, {"labels": {"a": "caf\udce9"}}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [KeepRule(task_id="t", include=["**"], volume="data")]}),
     ],
 )

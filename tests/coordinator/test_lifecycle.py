@@ -99,6 +99,8 @@ async def test_lists_leave_definitions_out(client: Client) -> None:
         (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(include=[])]}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(include=[""])]}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(exclude=["a\0b"])]}),
+        (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(include=["a[b"])]}),
+        (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(exclude=["ends in \\"])]}),
         (ErrorCode.INVALID_ARGUMENT, {"keep": [rule_of(partition=5000)]}),
         (ErrorCode.LIMIT_EXCEEDED, {"keep": [rule_of(f"r{n}") for n in range(KEEP_RULES_MAX + 1)]}),
         (ErrorCode.LIMIT_EXCEEDED, {"keep": [rule_of(include=["x" * 1000] * 9)]}),

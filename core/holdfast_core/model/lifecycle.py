@@ -11,6 +11,7 @@ from typing import Final
 from blake3 import blake3
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.files.patterns import select
 from holdfast_core.model.limits import (
     DEFINITION_BYTES_MAX,
     KEEP_PATTERN_CHARS_MAX,
@@ -130,6 +131,8 @@ def _check_rule(rule: KeepRule, volumes: Collection[str]) -> None:
                 f"a pattern of the keep rule {rule.name} is not allowed; it has 1 to {KEEP_PATTERN_CHARS_MAX} "
                 "characters and no NUL"
             )
+    # Whether they can be read as patterns; what they match is asked much later, when it would be too late to say no.
+    select(rule.include, rule.exclude)
 
 
 def _plain(rule: KeepRule) -> KeepRule:
