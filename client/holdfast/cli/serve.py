@@ -1,4 +1,4 @@
-"""`holdfast serve`: a recovery point as network block devices, in the foreground; `holdfast overlay`: what it leaves."""
+"""`holdfast serve`: a recovery point as network block devices; `holdfast overlay`: what guests wrote over it."""
 
 from __future__ import annotations
 

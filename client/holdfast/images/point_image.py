@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from holdfast.access import Access
-from holdfast.content import ContentReader, DamageReport, Entry
+from holdfast.content import ContentDamage, ContentReader, DamageReport, Entry
 from holdfast.descriptors import Extent
 from holdfast.images.block_cache import BlockCache
 from holdfast.images.flights import Flight
@@ -243,16 +243,32 @@ class PointImage:
             task.add_done_callback(self._tasks.discard)
 
     async def _fly(self, flight: Flight) -> None:
+        """Fetch a flight's blocks; what is not there is looked for once more under a fresh grant: nodes may move."""
+        epoch = self._access.newest().epoch
         try:
-            entries = await self._entries(flight, sorted(flight.pending))
-            if entries:
-                await self._fetch(flight, entries)
+            if not await self._answered(flight):
+                await self._access.refresh(seen_epoch=epoch)
+                damage = await self._fetch(flight)
+                if damage is not None:
+                    report = DamageReport(f"volume {self.name}")
+                    report.add(damage, "")
+                    error = report.error()
+                    assert error is not None, "damage has ids"
+                    await self._fail(flight, [entry.key // self.block_bytes for entry in damage.entries], error)
         except HoldfastError as error:
             await self._fail(flight, flight.pending, error)
         finally:
             if flight.pending:  # cancelled: the image is being closed
                 closed = HoldfastError(ErrorCode.CANCELLED, f"the image of volume {self.name} was closed")
                 self._settle(flight, flight.pending, closed)
+
+    async def _answered(self, flight: Flight) -> bool:
+        try:
+            return await self._fetch(flight) is None
+        except HoldfastError as error:
+            if error.code is not ErrorCode.UNREACHABLE and error.code not in DAMAGE:
+                raise
+            return False
 
     async def _entries(self, flight: Flight, positions: Sequence[int]) -> list[Entry]:
         """Look the blocks up, keyed by their byte offsets; those of zeros are delivered at once."""
@@ -269,11 +285,11 @@ class PointImage:
             entries.append(Entry(offset, length, leaf.fingerprints[at], leaf.block_ids[at], leaf.base_ids[at]))
         return entries
 
-    async def _fetch(self, flight: Flight, entries: Sequence[Entry]) -> None:
-        """Fetch entries; what is not there is looked for once more under a fresh grant, since nodes may have changed.
+    async def _fetch(self, flight: Flight) -> ContentDamage | None:
+        """Fetch what a flight still waits for; returns what could not be read.
 
         Raises:
-            HoldfastError: DENIED, UNREACHABLE, …; lost blocks are told to those who wait for them.
+            HoldfastError: DENIED, UNREACHABLE, …, and for index nodes CORRUPT and MISSING.
         """
         loop = asyncio.get_running_loop()
 
@@ -281,18 +297,9 @@ class PointImage:
             # The loop runs this before it hears that the worker thread is done.
             loop.call_soon_threadsafe(self._deliver, flight, opened)
 
+        entries = await self._entries(flight, sorted(flight.pending))
         self.fetched_blocks += len(entries)
-        epoch = self._access.newest().epoch
-        damage = await self._content.read(entries, sink, block_bytes=self.block_bytes)
-        if damage is not None:
-            await self._access.refresh(seen_epoch=epoch)
-            damage = await self._content.read(damage.entries, sink, block_bytes=self.block_bytes)
-        if damage is not None:
-            report = DamageReport(f"volume {self.name}")
-            report.add(damage, "")
-            error = report.error()
-            assert error is not None, "damage has ids"
-            await self._fail(flight, [entry.key // self.block_bytes for entry in damage.entries], error)
+        return await self._content.read(entries, sink, block_bytes=self.block_bytes) if entries else None
 
     def _deliver(self, flight: Flight, opened: Iterable[tuple[int, bytes]]) -> None:
         for offset, plain in opened:

@@ -114,6 +114,9 @@ class NbdServer:
         except (nbd.NbdWireError, asyncio.IncompleteReadError, OSError, TimeoutError):
             # The client's own fault, or it is gone: it loses its connection, and nobody else notices.
             return
+        except asyncio.CancelledError:
+            if self._server is not None:  # else it is the server that ends, and asyncio would log this as a fault
+                raise
         finally:
             self._connections.pop(task, None)
             writer.close()
@@ -141,8 +144,9 @@ class NbdServer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_S)
-        for writer in tasks.values():
+        for task, writer in tasks.items():
             writer.transport.abort()
+            task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 

@@ -72,7 +72,6 @@ class Transmission:
                     return
                 await self._take(request)
         finally:
-            # Writes are not cut off in the middle because the client has gone; reads of no use to anyone are.
             await self._finish()
 
     async def _take(self, request: nbd.Request) -> None:
@@ -105,8 +104,13 @@ class Transmission:
                 asyncio.get_running_loop().call_exception_handler(context)
 
     async def _finish(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Wait for what is under way; if the server cannot wait any longer, end it, but in no case leave it behind."""
+        while self._tasks:
+            try:
+                await asyncio.wait(self._tasks)
+            except asyncio.CancelledError:
+                for task in self._tasks:
+                    task.cancel()
 
     async def _serve(self, request: nbd.Request, payload: bytes) -> None:
         try:
