@@ -198,10 +198,10 @@ class PointReader:
     ) -> VolumeSealer:
         codec = _codec_of(plan.spec)
         context = SpanContext(self._ring, self._sealer, codec, self._cache(codec), damaged)
+        part: SpanSource = plan.source
         if plan.changed is not None:
             part = ChangedPart(plan.source, plan.changed, plan.spec.block_bytes)
-            return ThreadSealer(self._executor, context, part, damaged=damaged)
-        threads = ThreadSealer(self._executor, context, plan.source, damaged=damaged)
+        threads = ThreadSealer(self._executor, context, part, damaged=damaged)
         if processes is None or shared is None:
             return threads
         return processes.sealer(
@@ -410,9 +410,14 @@ def _codec_of(spec: VolumeSpec) -> Codec:
 def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[PendingSpan]:
     """Hand the spans of a leaf that lie within the volume and hold something to read to its sealer."""
     offset = leaf.index * run.block_bytes * TREE_FAN_OUT
+    spans = spans_of_leaf(run.block_bytes)
+    if leaf.changed is not None and not isinstance(run.sealer, ThreadSealer):
+        # A process sees the volume and not the hint, so each run of changed slots is a span of its own.
+        step = spans[0][1]
+        spans = [(at, min(end, at + step)) for first, end in leaf.changed for at in range(first, end, step)]
     spans = [
         (first, end)
-        for first, end in spans_of_leaf(run.block_bytes)
+        for first, end in spans
         if offset + first * run.block_bytes < run.size_bytes and leaf.reads(first, end)
     ]
     if not spans:

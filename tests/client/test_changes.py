@@ -74,6 +74,26 @@ def test_no_more_is_read_than_changed(vm: Vm) -> None:
     vm.assert_restores(snapshot, backup)
 
 
+@pytest.mark.parametrize("block_bytes", [BLOCK, 4 * MIB])
+def test_processes_read_no_more_than_changed_either(
+    shared_cluster: MemoryCluster, tmp_path: Path, block_bytes: int
+) -> None:
+    with shared_cluster.state_manager(sealing="processes") as manager:
+        vm = Vm(manager, next(_names), tmp_path)
+        vm.volume(64 * MIB, [(0, noise(40 * MIB, 8))])
+        vm.register(block_bytes=block_bytes)
+        snapshot = vm.snapshot()
+        changed = [(2 * MIB, 100), (9 * MIB, 5 * MIB), (50 * MIB, 100), (63 * MIB, MIB)]
+        for offset, length in changed:
+            write_at(vm.path(), offset, noise(length, offset))
+        backup = manager.incremental_backup(vm.name, snapshot, changed=changed, since=snapshot, sample=1)
+        point = manager.point(backup)
+        assert point.volumes[0].reading is Reading.CHANGED
+        assert point.stats.read_bytes <= sum(length + 2 * block_bytes for _, length in changed)
+        assert manager.verify(backup).blocks == point.volumes[0].block_count
+        vm.assert_restores(snapshot, backup)
+
+
 def test_blocks_that_changed_and_are_holes_become_zero(vm: Vm) -> None:
     vm.volume(20 * MIB, [(0, noise(20 * MIB, 8))])
     vm.register()
