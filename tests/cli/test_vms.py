@@ -12,6 +12,7 @@ import pytest
 from holdfast import KeepRule
 from holdfast.cli.vms import parse_keep
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from tests.client.files.images import make_image as make_ext4
 from tests.e2e.harness import Up
 from tests.e2e.images import MIB, make_image
 
@@ -103,6 +104,33 @@ def test_a_vm_is_shown_with_what_it_carries_and_discarded_with_a_receipt(up: Up,
     assert (again["vm_id"], again["point_count"], again["newest_point_id"]) == ("web", 1, snapshot)
     assert up.run("vm", "show", "web").returncode == 3
     assert up.run("vm", "discard", "nobody").returncode == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_what_a_task_made_outlives_its_vm(up: Up, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name, data in (("out/weights.bin", b"w" * 100_000), ("out/scratch.tmp", b"s"), ("etc/hostname", b"web")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    disk = make_ext4(tmp_path / "disk.raw", source, size=16 * MIB)
+    up.ok(
+        "vm", "register", "job", "--volume", f"root={disk}", "--keep", "train=/out/**", "--keep-exclude", "train=*.tmp"
+    )
+    snapshot = up.ok("snapshot", "job")
+    assert "keep train for the task train: /out/** of root, without *.tmp" in up.ok("vm", "show", "job")
+    receipt = up.ok("vm", "discard", "job")
+    told = re.search(r"^kept (app-\S+) for the task train: 2 entries, [^,]+, \d+ blocks durable$", receipt, re.MULTILINE)
+    assert told, receipt
+    facts = json.loads(up.ok("show", told[1], "--json"))
+    assert (facts["form"], facts["origin"]["point_id"], facts["origin"]["keep_rule"]) == ("files", snapshot, "train")
+    assert told[1] in up.ok("app", "list", "train")
+    target = tmp_path / "retrieved"
+    up.ok("files", "get", told[1], "--to", str(target))
+    assert (target / "out" / "weights.bin").read_bytes() == b"w" * 100_000
+    assert not (target / "out" / "scratch.tmp").exists()
+    assert up.run("vm", "show", "job").returncode == 3
+    assert up.run("show", snapshot).returncode == 3
 
 
 @pytest.mark.slow

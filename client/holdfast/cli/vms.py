@@ -196,7 +196,7 @@ def _print_receipt(receipt: DiscardReceipt) -> None:
     )
     for kept in receipt.kept:
         print_line(
-            f"kept {kept.storage_id} for the task {kept.task_id}: {kept.file_count} files, "
+            f"kept {kept.storage_id} for the task {kept.task_id}: {kept.file_count} entries, "
             f"{format_size(kept.size_bytes)}, {kept.durable_blocks} blocks durable"
         )
 
