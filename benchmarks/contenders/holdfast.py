@@ -37,6 +37,15 @@ class Holdfast(Contender):
 
     def open(self, folder: Path, disk: Path) -> None:
         """Start the cluster and register the disk as a VM."""
+        self.start(folder)
+        try:
+            self._client(["register", str(disk), self._codec])
+        except CommandFailed:
+            self.close()
+            raise
+
+    def start(self, folder: Path) -> str:
+        """Start the cluster below `folder`; returns its coordinator's HOST:PORT."""
         self._folder = folder
         self._cluster = folder / "cluster"
         self._points: list[str] = []
@@ -45,11 +54,7 @@ class Holdfast(Contender):
         with open(folder / "cluster.log", "wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         self._coordinator = self._await_ready()
-        try:
-            self._client(["register", str(disk), self._codec])
-        except CommandFailed:
-            self.close()
-            raise
+        return self._coordinator
 
     def save(self) -> Saved:
         """Make a snapshot, then backups of its line."""
