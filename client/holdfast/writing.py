@@ -166,6 +166,14 @@ def _stats(sums: ReadSums, uploader: Uploader) -> TransferStats:
     )
 
 
+def _about_template(request: state_pb2.BeginPointRequest, begun: state_pb2.BeginPointResponse) -> tuple[str, ...]:
+    """Return a notice if the VM has a template and this snapshot could not use it."""
+    template = begun.vm.template_id
+    if not template or request.incremental or begun.base.point_id:
+        return ()
+    return (f"the template {template} is gone or may not be seen, so nothing was compared with it",)
+
+
 class PointJob(WriteJob[PointInfo]):
     """Makes a recovery point."""
 
@@ -194,7 +202,7 @@ class PointJob(WriteJob[PointInfo]):
                         if reader.lost_bases:
                             building_on = begun.parent.point_id or begun.base.point_id
                             await tools.report_damage(tuple(reader.lost_bases), building_on)
-                        return (*reader.notices, *told)
+                        return (*_about_template(request, begun), *reader.notices, *told)
 
                     commit = self._committing(begun, access, volumes)
                     await self._finish(uploader, session, reader.sums, commit, committed)

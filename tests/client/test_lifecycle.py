@@ -114,10 +114,21 @@ def test_vms_of_a_template_store_what_is_their_own(vm: Vm) -> None:
         # Two blocks of 64 KiB at most, and the index above them.
         assert stats.stored_plain_bytes < 4 * 65_536
         child.assert_restores(snapshot)
+    assert notices_of(vm.manager) == ()
     # The template may go; what its children have is whole.
     vm.manager.discard_vm(vm.name)
     child.assert_restores(snapshot)
     child.assert_restores(child.snapshot())
+    [notice] = notices_of(vm.manager)
+    assert f"the template {template} is gone" in notice
+    child.manager.incremental_backup(child.name, snapshot)
+    assert notices_of(vm.manager) == ()
+
+
+def notices_of(manager: StateManager) -> tuple[str, ...]:
+    """What the last write gave notice of."""
+    assert manager.last_transfer is not None
+    return manager.last_transfer.notices
 
 
 def test_discarding_without_rules(vm: Vm) -> None:
