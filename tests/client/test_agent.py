@@ -122,6 +122,20 @@ def test_points_and_the_end_of_a_vm(running: Running) -> None:
     assert error_of(lambda: running.manager.vm(name)).code is ErrorCode.NOT_FOUND
 
 
+def test_files_of_a_directory(running: Running) -> None:
+    folder = running.folder / "output"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(noise(100_000, 4))
+    (folder / "log.txt").write_bytes(b"dull")
+    with grpc.insecure_channel(running.address) as channel:
+        stub = StateManagerStub(channel)
+        request = pb.PersistFilesRequest(task_id="task", directory=str(folder), include=["*.bin"])
+        storage_id = list(stub.PersistFiles(request))[-1].storage_id
+        with pytest.raises(grpc.RpcError, match="name one"):
+            list(stub.PersistFiles(pb.PersistFilesRequest(task_id="task")))
+    assert [Path(os.fsdecode(entry.path)).name for entry in running.manager.list_files(storage_id)] == ["weights.bin"]
+
+
 @pytest.mark.parametrize(
     ("uri", "code"),
     [

@@ -11,6 +11,7 @@ import grpc.aio
 from holdfast.agent.paths import AllowedPaths
 from holdfast.agent.streams import with_progress
 from holdfast.aio import AsyncStateManager
+from holdfast.files.results import PointFiles
 from holdfast.results import Progress, VolumeSpec
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import MIB, VOLUME_BLOCK_BYTES_DEFAULT
@@ -162,6 +163,34 @@ class AgentService(StateManagerServicer):
                 for point in points
             ]
         )
+
+    async def PersistFiles(
+        self, request: pb.PersistFilesRequest, context: Context
+    ) -> AsyncGenerator[pb.PersistFilesResponse, None]:
+        """Keep files as application data."""
+        if bool(request.point_id) == bool(request.directory):
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "files come from a point or from a directory: name one")
+        source = (
+            PointFiles(request.point_id, volume=request.volume)
+            if request.point_id
+            else self._paths.check(request.directory)
+        )
+        events = with_progress(
+            lambda progress: self._manager.persist_files(
+                request.task_id,
+                source,
+                include=list(request.include),
+                exclude=list(request.exclude),
+                exclude_secrets=request.exclude_secrets,
+                progress=progress,
+            )
+        )
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield pb.PersistFilesResponse(progress=_progress(event))
+                else:
+                    yield pb.PersistFilesResponse(storage_id=event[0])
 
     async def DiscardVm(
         self, request: pb.DiscardVmRequest, context: Context
