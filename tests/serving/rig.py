@@ -176,6 +176,8 @@ class Serve:
             text=True,
             env=environment(),
         )
+        self.stdout.clear()
+        self.stderr.clear()
         self._readers = [
             threading.Thread(target=lambda: self.stdout.extend(process.stdout or ()), daemon=True),
             threading.Thread(target=lambda: self.stderr.extend(process.stderr or ()), daemon=True),
