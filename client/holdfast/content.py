@@ -87,16 +87,19 @@ class _Window:
         self._ring = ring
         self._opener = opener
         self._places: dict[bytes, list[Entry]] = {}
-        self._is_base: set[bytes] = set()
-        self._lock = threading.Lock()  # over the two below
+        # How many blocks still wait for a base; its plaintext is dropped with the last, so that its memory is used again.
+        self._uses: dict[bytes, int] = {}
+        self._lock = threading.Lock()  # over `_uses` and the two below
         self._bases: dict[bytes, bytes] = {}
         self._held: dict[bytes, list[tuple[SealedBlock, list[Entry]]]] = {}
         for entry in entries:
             if entry.base_id:
-                self._is_base.add(entry.base_id)
                 self.wanted[entry.base_id] = None
             self.wanted[entry.block_id] = None
-            self._places.setdefault(entry.block_id, []).append(entry)
+            places = self._places.setdefault(entry.block_id, [])
+            if entry.base_id and all(other.base_id != entry.base_id for other in places):
+                self._uses[entry.base_id] = self._uses.get(entry.base_id, 0) + 1
+            places.append(entry)
 
     def consume(self, ids: Sequence[bytes], bodies: Sequence[memoryview]) -> Sequence[bytes]:
         """Take bodies, and pass on what they let be opened; returns the ids whose bytes are wrong."""
@@ -105,7 +108,7 @@ class _Window:
         for block_id, body in zip(ids, bodies, strict=True):
             try:
                 block = verify(block_id, body)
-                if block_id in self._is_base:
+                if block_id in self._uses:
                     self._take_base(block, opened)
                 opened += self._open_or_hold(block)
             except HoldfastError as error:
@@ -119,7 +122,8 @@ class _Window:
         """Open a base, and what came before it."""
         plain = self._opener.open(block)
         with self._lock:
-            self._bases[block.id] = plain
+            if self._uses[block.id]:
+                self._bases[block.id] = plain
             held = self._held.pop(block.id, ())
         for successor, entries in held:
             try:
@@ -153,7 +157,16 @@ class _Window:
         self._ring.check_fingerprint(plain, first.fingerprint, block_id=block.id)
         for entry in entries:
             _check_length(entry, plain)
+        if first.base_id:
+            self._used(first.base_id)
         return [(entry.key, plain) for entry in entries]
+
+    def _used(self, base_id: bytes) -> None:
+        """Drop a base once nothing waits for it any more."""
+        with self._lock:
+            self._uses[base_id] -= 1
+            if not self._uses[base_id]:
+                self._bases.pop(base_id, None)
 
 
 def _check_length(entry: Entry, plain: bytes) -> None:
