@@ -59,6 +59,7 @@ def test_a_backup_agent_saves_what_only_others_restore(
         lambda: vm.restored(snapshot, backup),
         lambda: agent.verify(backup),
         lambda: agent.forget(snapshot),
+        lambda: agent.discard_vm("web-1"),
         lambda: agent.create_snapshot("db-1"),
     ):
         assert error_of(call).code is ErrorCode.DENIED

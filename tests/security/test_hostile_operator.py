@@ -177,6 +177,7 @@ async def test_the_role_of_an_operator_reads_writes_and_forgets_no_data(client: 
         "ResolvePoint": state_pb2.ResolvePointRequest(snapshot_id=point.point_id),
         "RefreshGrant": state_pb2.RefreshGrantRequest(resource_id=point.point_id),
         "ForgetPoint": state_pb2.ForgetPointRequest(point_id=point.point_id),
+        "DiscardVm": state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=point.point_id),
         "BeginPoint": state_pb2.BeginPointRequest(vm_id="vm-1", nonce=bytes(16)),
         "BeginObject": state_pb2.BeginObjectRequest(task_id="task", nonce=bytes(16)),
     }
