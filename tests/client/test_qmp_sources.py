@@ -289,6 +289,20 @@ def test_a_machine_that_ends_in_order_while_it_is_backed_up_loses_no_change(tmp_
         commit(source)
 
 
+def test_disks_of_one_machine_end_one_after_the_other(tmp_path: Path) -> None:
+    drives = [Drive.raw(name, image(tmp_path / name)) for name in ("disk", "other")]
+    with Qemu(drives) as qemu:
+        specs = {name: VolumeSpec(qemu.uri(name)) for name in ("disk", "other")}
+        sources = open_qmp(specs, BackupRun("vm", "snap-a", ""))
+        for source in sources.values():
+            source.finish()
+        for source in sources.values():
+            source.committed()
+            source.close()
+        for name in specs:
+            assert_nothing_left(qemu, {"holdfast-snap-a": True}, name)
+
+
 def test_opening_several_disks_takes_all_or_none(tmp_path: Path) -> None:
     drives = [Drive.raw(name, image(tmp_path / name)) for name in ("disk", "other")]
     with Qemu(drives) as qemu:

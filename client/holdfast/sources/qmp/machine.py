@@ -52,6 +52,7 @@ class HeldDisk:
         reason: why there is none, as a phrase; empty if there is one, or none was wanted.
         application: whether the guest's file systems were frozen.
         held: whether it is held now.
+        open: whether its source is open, and may still say how the backup ended.
         bitmaps_stand: whether its bitmaps are as the transaction left them, and nobody was told how the backup ended.
     """
 
@@ -62,6 +63,7 @@ class HeldDisk:
     reason: str
     application: bool = False
     held: bool = True
+    open: bool = True
     bitmaps_stand: bool = field(default=False)
 
 
@@ -214,8 +216,8 @@ class Machine:
             for each in self._disks if held is None else [held]:
                 with contextlib.suppress(HoldfastError):  # It has gone, or the next opening clears it away.
                     self.release(each)
-                each.held = False
-            if not any(each.held for each in self._disks):
+                each.held = each.open = False
+            if not any(each.open for each in self._disks):
                 self._monitor.close()
 
     def _status(self) -> str:
