@@ -46,7 +46,7 @@ def test_a_guest_boots_writes_and_its_overlay_is_saved(
         Guest([Drive.nbd_unix("root", socket, "root")]) as guest,
     ):
         guest.wait_for_login()
-        wrote = guest.run("dd if=/dev/urandom of=/root/made bs=64k count=20 2>/dev/null; sync; md5sum /root/made")
+        wrote = guest.run("dd if=/dev/urandom of=/made bs=64k count=20 2>/dev/null; sync; md5sum /made")
         guest.shut_down()
     backup = manager.save_overlay(overlay)
     transfer = manager.last_transfer
@@ -59,7 +59,7 @@ def test_a_guest_boots_writes_and_its_overlay_is_saved(
     tool("e2fsck", "-fn", restored)
     with Guest([Drive.raw("root", restored)]) as again:
         again.wait_for_login()
-        assert again.run("md5sum /root/made") == wrote
+        assert again.run("md5sum /made") == wrote
         again.shut_down()
 
 
@@ -75,8 +75,8 @@ def test_what_a_guest_has_flushed_survives_the_server_s_death(
 ) -> None:
     with command, Guest([Drive.nbd_unix("root", socket, "root")]) as guest:
         guest.wait_for_login()
-        kept = guest.run("dd if=/dev/urandom of=/root/kept bs=64k count=10 2>/dev/null; sync; md5sum /root/kept")
-        guest.start_command("while true; do dd if=/dev/urandom of=/root/more bs=4k count=50; done")
+        kept = guest.run("dd if=/dev/urandom of=/kept bs=64k count=10 2>/dev/null; sync; md5sum /kept")
+        guest.start_command("while true; do dd if=/dev/urandom of=/more bs=4k count=50; done")
         with Client(socket) as client:
             client.flush()
         command.kill()
@@ -84,7 +84,7 @@ def test_what_a_guest_has_flushed_survives_the_server_s_death(
     with command:
         with Guest([Drive.nbd_unix("root", socket, "root")]) as again:
             again.wait_for_login()
-            assert again.run("md5sum /root/kept") == kept
+            assert again.run("md5sum /kept") == kept
             again.shut_down()
         printed = command.stop()
     assert len(printed) == 1
