@@ -7,7 +7,7 @@ point comes of it, numbers have no gap, and no session is left behind.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.records_pb2 import PointRecord
 from tests.coordinator.faults import Fault, FaultyStore
+from tests.coordinator.lifecycle import register, vm_of
 from tests.coordinator.rig import Client, coordinator, empty_object_commit, zero_commit
 
 # More calls than any of the operations makes; each test ends when the fault no longer strikes.
@@ -51,6 +53,12 @@ class Pair:
         self.faults.arm(None)
         return answer, struck
 
+    async def check_definitions(self, points: Sequence[PointRecord]) -> None:
+        """Every point has the definition of its VM, and no definition is of anything else."""
+        prefix = keyspace.TenantKeyspace(1).point_definitions_prefix
+        found = {item.key: (item.value, item.lease_id) for item in (await self.store.snapshot([prefix])).items}
+        assert found == dict.fromkeys((prefix + point.point_id for point in points), (b"<x/>", 0))
+
     async def open_sessions(self) -> list[str]:
         """Return the keys of all sessions and of all VMs that are held."""
         root = keyspace.TenantKeyspace(1).sessions_prefix.removesuffix("sessions/")
@@ -71,7 +79,7 @@ async def pair(store: SqliteStore, clock: ManualClock) -> AsyncIterator[Pair]:
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_a_begin_that_is_interrupted_anywhere_ends_in_one_session(pair: Pair, fault: Fault) -> None:
     random_bytes = random.Random(1).randbytes
-    await pair.healthy.register_vm("parent")
+    await register(pair.healthy, vm_of("parent", definition=b"<x/>", definition_name="x.xml"))
     snapshot = await pair.healthy.save("parent")
     number = 1
     for at in range(CALLS_MAX):
@@ -88,12 +96,14 @@ async def test_a_begin_that_is_interrupted_anywhere_ends_in_one_session(pair: Pa
         if not struck:
             break
     assert 8 < at < CALLS_MAX - 1
-    assert len(await pair.healthy.points("parent")) == number
+    points = await pair.healthy.points("parent")
+    assert len(points) == number
+    await pair.check_definitions(points)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_a_commit_that_is_interrupted_anywhere_makes_one_point(pair: Pair, fault: Fault) -> None:
-    await pair.healthy.register_vm("parent")
+    await register(pair.healthy, vm_of("parent", definition=b"<x/>", definition_name="x.xml"))
     snapshot = await pair.healthy.save("parent")
     for at in range(CALLS_MAX):
         begun = await pair.healthy.begin("parent", incremental=True, snapshot_id=snapshot.point_id)
@@ -110,6 +120,7 @@ async def test_a_commit_that_is_interrupted_anywhere_makes_one_point(pair: Pair,
     points = await pair.healthy.points("parent")
     assert [point.number for point in points] == list(range(1, at + 3))
     assert len({point.point_id for point in points}) == len(points)
+    await pair.check_definitions(points)
 
 
 @pytest.mark.parametrize("fault", list(Fault))
