@@ -44,7 +44,10 @@ class GuestAgent:
         Raises:
             OSError: the agent refuses, or does not answer in time.
         """
-        return int(self._execute("guest-fsfreeze-freeze", ANSWERS_WITHIN_S))
+        count = self._execute("guest-fsfreeze-freeze", ANSWERS_WITHIN_S)
+        if not isinstance(count, int):
+            raise OSError(f"the guest agent behind {self._path} answers nonsense")
+        return count
 
     def thaw(self) -> None:
         """Thaw them; without a freeze it does nothing.
@@ -72,17 +75,22 @@ class GuestAgent:
         self._send({"execute": command})
         answer = self._answer(time.monotonic() + within_s)
         if "return" not in answer:
-            raise OSError(
-                f"the guest agent refused {command}: {answer.get('error', {}).get('desc', 'no reason given')}"
-            )
+            error = answer.get("error")
+            reason = error.get("desc") if isinstance(error, dict) else ""
+            raise OSError(f"the guest agent refused {command}: {str(reason)[:200] or 'no reason given'}")
         return answer["return"]
 
     def _send(self, message: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _answer(self, deadline_s: float) -> dict[str, Any]:
-        while b"\n" not in self._pending:
-            self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+        while True:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"the guest agent behind {self._path} does not answer in time")
+            if b"\n" in self._pending:
+                break
+            self._socket.settimeout(left_s)
             piece = self._socket.recv(65536)
             if not piece or len(self._pending) > _ANSWER_BYTES_MAX:
                 raise OSError(f"the guest agent behind {self._path} has gone")
@@ -90,7 +98,7 @@ class GuestAgent:
         line, _, self._pending = self._pending.partition(b"\n")
         try:
             answer = json.loads(line.lstrip(b"\xff"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OSError(f"the guest agent behind {self._path} answers nonsense") from error
         return answer if isinstance(answer, dict) else {}
 
@@ -115,18 +123,16 @@ def frozen(path: Path) -> Iterator[bool]:
             stopped = agent.freeze() > 0
         except OSError:
             stopped = False
-        try:
-            yield stopped
-        finally:
-            _thaw(agent, path)
+        yield stopped
     finally:
-        agent.close()
+        # Also where freezing failed: its answer may merely have come too late.
+        _thaw(agent, path)
 
 
 def _thaw(agent: GuestAgent, path: Path) -> None:
-    """Thaw, also where freezing failed: its answer may merely have come too late."""
     try:
-        agent.thaw()
+        with contextlib.closing(agent):
+            agent.thaw()
     except OSError as error:
         raise HoldfastError(
             ErrorCode.SOURCE_UNREADABLE,
