@@ -74,7 +74,7 @@ class Machine:
         """Connect to its monitor, and take away what a process left that died.
 
         Raises:
-            HoldfastError: SOURCE_UNREADABLE; NOT_READY without the extra.
+            HoldfastError: SOURCE_UNREADABLE.
         """
         self._path = path
         self._run = run

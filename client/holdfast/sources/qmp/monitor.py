@@ -37,14 +37,14 @@ class Monitor:
         """Connect and agree on capabilities.
 
         Raises:
-            HoldfastError: SOURCE_UNREADABLE if nobody listens or another client holds the socket; NOT_READY if the
-                library is not installed.
+            HoldfastError: SOURCE_UNREADABLE if nobody listens, another client holds the socket, or the library is not
+                installed.
         """
         try:
             from qemu.qmp import QMPClient
         except ModuleNotFoundError as error:
             raise HoldfastError(
-                ErrorCode.NOT_READY,
+                ErrorCode.SOURCE_UNREADABLE,
                 "volumes of a running QEMU need the library qemu.qmp; install it with: pip install 'holdfast[vm]'",
             ) from error
         self._path = path

@@ -106,7 +106,7 @@ def open_qmp(specs: Mapping[str, VolumeSpec], run: BackupRun) -> dict[str, QmpSo
         run: the session that they are opened for.
 
     Raises:
-        HoldfastError: SOURCE_UNREADABLE; INVALID_ARGUMENT if two volumes name one disk; NOT_READY without the extra.
+        HoldfastError: SOURCE_UNREADABLE; INVALID_ARGUMENT if two volumes name one disk.
     """
     machines: dict[Path, dict[str, AskedDisk]] = {}
     for name, spec in specs.items():
