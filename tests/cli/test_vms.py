@@ -120,7 +120,9 @@ def test_what_a_task_made_outlives_its_vm(up: Up, tmp_path: Path) -> None:
     snapshot = up.ok("snapshot", "job")
     assert "keep train for the task train: /out/** of root, without *.tmp" in up.ok("vm", "show", "job")
     receipt = up.ok("vm", "discard", "job")
-    told = re.search(r"^kept (app-\S+) for the task train: 2 entries, [^,]+, \d+ blocks durable$", receipt, re.MULTILINE)
+    told = re.search(
+        r"^kept (app-\S+) for the task train: 2 entries, [^,]+, \d+ blocks durable$", receipt, re.MULTILINE
+    )
     assert told, receipt
     facts = json.loads(up.ok("show", told[1], "--json"))
     assert (facts["form"], facts["origin"]["point_id"], facts["origin"]["keep_rule"]) == ("files", snapshot, "train")
