@@ -13,12 +13,14 @@ from holdfast_core.model.audit.heads import HeadSigner, head_input
 from holdfast_core.model.audit.merkle import Frontier, leaf_hash
 from holdfast_core.model.audit.record import ROTATE_AUDIT_ACTION, AuditRecord
 from holdfast_core.model.block import Codec, Kind, SealedBlock
+from holdfast_core.model.files.sets import encode_end
 from holdfast_core.model.keys import KeyRing, TenantSecrets, wrap_secret
 from holdfast_core.model.layout import Layout, LayoutNode
 from holdfast_core.model.lifecycle import keep_digest
 from holdfast_core.model.records import object_mac, object_mac_input, point_mac, point_mac_input
 from holdfast_core.model.tree import ObjectInner, ObjectLeaf, VolumeInner, VolumeLeaf, encode_node
-from holdfast_proto.v1 import audit_pb2, records_pb2
+from holdfast_proto.v1 import audit_pb2, files_pb2, records_pb2
+from holdfast_proto.v1.files_pb2 import FileEntry
 
 FOLDER: Final = Path(__file__).parent / "files"
 
@@ -285,6 +287,32 @@ def audit_head_input() -> bytes:
     return head_input("0123456789abcdef" * 2, 3, 1_800_000_000_010, filler("root of log"))
 
 
+FILE_ENTRIES: Final = (
+    FileEntry(path=b"dir", kind=files_pb2.FILE_KIND_DIRECTORY, mode=0o2755, uid=1000, gid=100, mtime_s=-1, mtime_ns=5),
+    FileEntry(
+        path=b"dir/weights \xff",
+        kind=files_pb2.FILE_KIND_REGULAR,
+        mode=0o640,
+        mtime_s=1_800_000_000,
+        size_bytes=2**33 + 7,
+        extents=[
+            files_pb2.FileExtent(offset=0, length=8192),
+            files_pb2.FileExtent(offset=2**33, length=7),
+        ],
+    ),
+    FileEntry(path=b"fifo", kind=files_pb2.FILE_KIND_FIFO, mode=0o600),
+    FileEntry(path=b"link", kind=files_pb2.FILE_KIND_SYMBOLIC_LINK, mode=0o777, target=b"../dir"),
+    FileEntry(path=b"null", kind=files_pb2.FILE_KIND_CHARACTER_DEVICE, mode=0o666, device_major=1, device_minor=3),
+    FileEntry(path=b"second name", kind=files_pb2.FILE_KIND_HARD_LINK, mode=0o640, target=b"dir/weights \xff"),
+)
+
+
+def file_set() -> bytes:
+    """A set of files: content, manifest, trailer."""
+    content = filler("weights", 8199)
+    return content + encode_end(FILE_ENTRIES, content_bytes=len(content))
+
+
 FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "block-stored.bin": lambda: sealed(Codec.STORED, Kind.VOLUME, 1, filler("noise", 100)).data,
     "block-lz4.bin": lambda: sealed(Codec.LZ4, Kind.APPLICATION, 2, TEXT).data,
@@ -313,4 +341,5 @@ FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "session-record.pb": session_record,
     "audit-export.jsonl": audit_export,
     "audit-head-input.bin": audit_head_input,
+    "file-set.bin": file_set,
 }

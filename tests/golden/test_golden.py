@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.block import Codec, Kind, block_id, parse_header, verify
+from holdfast_core.model.files.sets import TRAILER_BYTES, decode_manifest, decode_trailer
 from holdfast_core.model.keys import TenantSecrets, unwrap_secret
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.lifecycle import keep_digest
@@ -23,6 +24,7 @@ from tests.golden.formats import (
     AUDIT_SIGNERS,
     BASE,
     BASE_ID,
+    FILE_ENTRIES,
     FOLDER,
     FORMATS,
     MASTER,
@@ -44,7 +46,7 @@ def golden(name: str) -> bytes:
 
 
 # What a compressor makes may change with its library's version, within the format; such blocks must only open.
-COMPRESSED = {"block-lz4.bin", "block-zstd.bin", "block-zstd-delta.bin"}
+COMPRESSED = {"block-lz4.bin", "block-zstd.bin", "block-zstd-delta.bin", "file-set.bin"}
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - COMPRESSED))
@@ -148,6 +150,14 @@ def test_an_export_can_be_checked_without_us() -> None:
         signed += struct.pack("<QQ", head["size"], head["time_unix_ms"]) + bytes.fromhex(head["root"])
         Ed25519PublicKey.from_public_bytes(keys[head["key_id"]]).verify(bytes.fromhex(head["signature"]), signed)
     assert head["size"] == 4
+
+
+def test_an_old_set_of_files_is_still_read() -> None:
+    data = golden("file-set.bin")
+    trailer = decode_trailer(data[-TRAILER_BYTES:], object_bytes=len(data))
+    assert trailer.content_bytes == 8199
+    assert data[:8199] == filler("weights", 8199)
+    assert tuple(decode_manifest(data[trailer.content_bytes : -TRAILER_BYTES], trailer)) == FILE_ENTRIES
 
 
 def test_files_are_rewritten_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
