@@ -53,18 +53,28 @@ class Qcow2Source:
         if self._added:
             self._add()
         try:
-            self._files = _files_of(path, chain)
-            self._begin = {file: rested_identity(partial(_identity, file)) for file in self._files}
             known = tracking and run.parent_id and not self._why_unknown
-            self._export = PrivateExport(path, bitmap=bitmap_name(run.parent_id) if known else "")
+            self._connect(bitmap_name(run.parent_id) if known else "")
             try:
-                self._reader = ExportReader(self._export.endpoint, bitmap=bitmap_name(run.parent_id) if known else "")
-            except HoldfastError as error:
-                failed = self._export.failed(error)
-                self._export.close()
-                raise failed from error
+                # From here on QEMU's lock keeps other machines away; whoever ignores locks shows in the time stamps.
+                self._begin = {file: rested_identity(partial(_identity, file)) for file in _files_of(path, chain)}
+            except BaseException:
+                self._release()
+                raise
         except BaseException:
             self._remove(self._added)
+            raise
+
+    def _connect(self, bitmap: str) -> None:
+        self._export = PrivateExport(self._path, bitmap=bitmap)
+        try:
+            self._reader = ExportReader(self._export.endpoint, bitmap=bitmap)
+        except HoldfastError as error:
+            failed = self._export.failed(error)
+            self._export.close()
+            raise failed from error
+        except BaseException:
+            self._export.close()
             raise
 
     @property
@@ -106,8 +116,8 @@ class Qcow2Source:
         Raises:
             HoldfastError: VOLUME_CHANGED if one of them was written, resized or replaced.
         """
-        for file in self._files:
-            if _identity(file) != self._begin[file]:
+        for file, begin in self._begin.items():
+            if _identity(file) != begin:
                 raise volume_changed(self._path)
         return Consistency.OFFLINE
 
