@@ -87,7 +87,7 @@ class _Window:
         self._ring = ring
         self._opener = opener
         self._places: dict[bytes, list[Entry]] = {}
-        # How many blocks still wait for a base; its plaintext is dropped with the last, so that its memory is used again.
+        # How many blocks wait for a base; its plaintext is dropped with the last, so that its memory is used again.
         self._uses: dict[bytes, int] = {}
         self._lock = threading.Lock()  # over `_uses` and the two below
         self._bases: dict[bytes, bytes] = {}
