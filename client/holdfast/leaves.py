@@ -38,6 +38,12 @@ class GrowingLeaf:
         """Tell whether any slot from `first` to before `end` is read."""
         return self.changed is None or any(low < end and first < high for low, high in self.changed)
 
+    def share(self, first: int, end: int) -> float:
+        """Return the share of the slots from `first` to before `end` that is read."""
+        if self.changed is None:
+            return 1.0
+        return sum(max(0, min(end, high) - max(first, low)) for low, high in self.changed) / (end - first)
+
     def add(self, span: SealedSpan) -> None:
         """Take the next span's part."""
         self._slots.extend(span.slots)
@@ -77,6 +83,7 @@ class PendingSpan:
         span: the span with none of its blocks waiting.
         end_offset: where it ends in the volume, in bytes.
         last: whether it is the last one of its leaf.
+        weight: how much it holds, in full spans.
     """
 
     leaf: GrowingLeaf
@@ -85,6 +92,7 @@ class PendingSpan:
     span: asyncio.Future[SealedSpan]
     end_offset: int
     last: bool
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)

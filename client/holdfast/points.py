@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from holdfast.planning import Planner, PointSources, VolumePlan
 from holdfast.results import Progress, ProgressCallback
 from holdfast.sealers import LeafSpans, SealingProcesses, SessionProcesses, ThreadSealer, VolumeSealer
 from holdfast.sources import SharedSource
-from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, SpanSource, spans_of_leaf
+from holdfast.spans import SPAN_BYTES, FingerprintCache, SealedSpan, SpanContext, SpanSource, spans_of_leaf
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind, Sealer
 from holdfast_core.model.limits import GIB, MIB, TREE_FAN_OUT
@@ -44,6 +44,8 @@ _OFFERS_MAX: Final = 2
 _OFFER_BYTES: Final = 8 * MIB
 # Spans that are sealed but for blocks that wait for their bases: while these come over the network, reading goes on.
 _AHEAD_MAX: Final = 8
+# Where a hint leaves little to read of each leaf, many leaves hold no more than one otherwise.
+_SPANS_MAX: Final = 64
 
 
 @dataclass(slots=True)
@@ -339,10 +341,12 @@ class PointReader:
             while run.first_is_ready():
                 await self._advance(run)
             spans = [item for item in run.pending if isinstance(item, PendingSpan)]
-            unsealed = [item.sealed for item in spans if not item.sealed.done()]
-            if len(unsealed) <= self._in_flight_max and len(spans) <= run.spans_max:
+            unsealed = [item for item in spans if not item.sealed.done()]
+            few_enough = len(spans) <= _SPANS_MAX and _weight(spans) <= run.spans_max
+            if few_enough and _weight(unsealed) <= self._in_flight_max:
                 return
-            await asyncio.wait({*unsealed, spans[0].span}, return_when=asyncio.FIRST_COMPLETED)
+            waits = {spans[0].span, *(item.sealed for item in unsealed)}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
     async def _drain(self, run: _Run) -> None:
         """Take all that is pending."""
@@ -425,7 +429,7 @@ def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[Pen
         nothing: concurrent.futures.Future[SealedSpan] = concurrent.futures.Future()
         nothing.set_result(SealedSpan())
         done = asyncio.wrap_future(nothing)
-        return [PendingSpan(leaf, nothing, done, done, offset, last=True)]
+        return [PendingSpan(leaf, nothing, done, done, offset, last=True, weight=0.0)]
     every = run.deltas.every if run.deltas is not None else 0
     futures = run.sealer.submit(LeafSpans(offset, spans, run.block_bytes, leaf.parent, base, every))
     items = []
@@ -435,8 +439,14 @@ def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[Pen
         if run.deltas is not None:
             span = run.group.create_task(run.deltas.complete(sealed, block_bytes=run.block_bytes))
         end_offset = min(offset + end * run.block_bytes, run.size_bytes)
-        items.append(PendingSpan(leaf, future, sealed, span, end_offset, last=(first, end) == spans[-1]))
+        weight = leaf.share(first, end) * (end - first) * run.block_bytes / SPAN_BYTES
+        items.append(PendingSpan(leaf, future, sealed, span, end_offset, (first, end) == spans[-1], weight))
     return items
+
+
+def _weight(spans: Sequence[PendingSpan]) -> float:
+    """Return how much spans hold, in full ones."""
+    return sum(item.weight for item in spans)
 
 
 def _seen(sealed: asyncio.Future[SealedSpan]) -> None:
