@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from holdfast import Consistency, ErrorCode, Extent, StateManager, VolumeSpec
@@ -16,6 +19,7 @@ from holdfast.sources import BackupRun, open_source
 from holdfast.sources.qcow2 import Qcow2Source
 from tests.client.rig import error_of, noise
 from tests.client.tracking_suite import TrackingSuite
+from tests.support.etcd import wait_until
 from tests.support.nbd import make_qcow2, plain_bytes, qemu_io
 from tests.support.qemu import program, tool
 
@@ -129,7 +133,7 @@ def test_an_incremental_reads_what_the_bitmap_has(volume: Qcow2Volume, tmp_path:
 def test_what_is_allocated_and_what_lies_behind(tmp_path: Path) -> None:
     base = make_qcow2(tmp_path / "base.qcow2", SIZE, "write -P 1 0 2M", "write -P 2 8M 64k")
     image = tmp_path / "a, b: {c}.qcow2"
-    tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image)
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", base.name, "-F", "qcow2", image)
     qemu_io(image, "write -P 3 1M 64k", "write -z 8M 64k", "write -P 4 11M 512")
     source = open_source(VolumeSpec("qcow2:" + str(image).replace("%", "%25")), None)
     assert isinstance(source, Qcow2Source)
@@ -333,3 +337,63 @@ def test_a_child_that_dies_in_the_middle_is_an_error_and_leaves_nothing(tmp_path
     source.close()
     assert bitmaps(image) == {}
     assert not source._export._folder.exists()
+
+
+_OPEN_AND_WAIT = """
+import sys
+from holdfast.sources import BackupRun
+from holdfast.sources.qcow2 import Qcow2Source
+
+source = Qcow2Source(sys.argv[1], BackupRun("vm", "new", "old"))
+print(source._export._process.pid, source.size_bytes, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_killed_backup_leaves_no_child_and_loses_no_change(tmp_path: Path) -> None:
+    image = make_qcow2(tmp_path / "disk.qcow2", SIZE, "write -P 1 0 64k")
+    tool("qemu-img", "bitmap", "--add", image, "holdfast-old")
+    qemu_io(image, "write -P 2 1M 64k")
+    process = subprocess.Popen(
+        [sys.executable, "-c", _OPEN_AND_WAIT, str(image)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert process.stdout is not None
+        child = int(process.stdout.readline().split()[0])
+        assert psutil.pid_exists(child)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_until(lambda: not running(child), what="the end of qemu-nbd")
+    qemu_io(image, "write -P 3 2M 64k")
+    source = opened(image, point="next", parent="old")
+    assert source.changed_since("old") == [Extent(MIB, MIB + 64 * KIB), Extent(2 * MIB, 2 * MIB + 64 * KIB)]
+    source.committed()
+    source.close()
+    assert bitmaps(image).keys() == {"holdfast-next"}
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_temporary_folder_that_is_too_deep_for_a_socket_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = make_qcow2(tmp_path / "disk.qcow2", SIZE)
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    error = error_of(lambda: opened(image, point="new"))
+    assert error.code is ErrorCode.SOURCE_UNREADABLE
+    assert "set TMPDIR" in error.message
+    assert bitmaps(image) == {}
+    assert list(deep.iterdir()) == []

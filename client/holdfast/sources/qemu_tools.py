@@ -25,6 +25,7 @@ _RUN_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 10.0
 _MESSAGE_CHARS_MAX: Final = 400
 _BACKLOG: Final = 16
+_SOCKET_PATH_BYTES_MAX: Final = 107
 
 # qemu-nbd takes a socket that listens already as systemd passes it: as descriptor 3, for the process of that id. The
 # shell is there because the id is known only to the child itself, and what Python would do between fork and exec may
@@ -90,6 +91,8 @@ class PrivateExport:
         if bitmap:
             command.append(f"--bitmap={bitmap}")
         try:
+            if len(os.fsencode(self.endpoint.socket_path)) > _SOCKET_PATH_BYTES_MAX:
+                raise _unreadable(path, f"{self._folder} is too long a path for a socket; set TMPDIR to a shorter one")
             with socket.socket(socket.AF_UNIX) as listening, self._said.open("wb") as messages:
                 listening.bind(self.endpoint.socket_path)
                 listening.listen(_BACKLOG)
