@@ -373,6 +373,45 @@ def test_disks_that_are_not_there_or_twice_are_refused(tmp_path: Path, qemu: Qem
     assert "no QEMU answers" in error.message
 
 
+class WithThreads(Qemu):
+    """A machine with an I/O thread, which its second and third disk use, on a device and on a controller."""
+
+    def _machine(self) -> list[str]:
+        return [
+            *("-machine", "pc", "-accel", "tcg", "-m", "16", "-S", "-object", "iothread,id=io"),
+            *("-device", "virtio-scsi-pci,iothread=io"),
+        ]
+
+    def _disk(self, drive: Drive) -> list[str]:
+        device = {
+            "plain": "virtio-blk-pci,id=plain",
+            "threaded": "virtio-blk-pci,id=threaded,iothread=io",
+            "below": "scsi-hd,id=below",
+        }[drive.name]
+        node = f"{drive.name}-node"
+        return [
+            "-blockdev",
+            json.dumps({"node-name": node, **drive.image}),
+            *("-device", f"{device},drive={node}"),
+        ]
+
+
+def test_disks_whose_thread_would_take_the_guest_down_are_refused(tmp_path: Path) -> None:
+    drives = [Drive.raw(name, image(tmp_path / name)) for name in ("plain", "threaded", "below")]
+    with WithThreads(drives) as qemu:
+        newer = qemu.execute("query-version")["qemu"]["major"] >= 9
+        for name in ("threaded", "below", "threaded-node"):
+            if newer:
+                fail(opened(qemu, "snap-a", drive=name))
+                continue
+            error = error_of(lambda name=name: opened(qemu, "snap-a", drive=name))  # type: ignore[misc]
+            assert error.code is ErrorCode.SOURCE_UNREADABLE
+            assert "iothread" in error.message
+        for name in ("plain", "plain-node"):
+            fail(opened(qemu, "snap-a", drive=name))
+        assert_nothing_left(qemu, {}, "plain")
+
+
 def test_a_machine_that_fails_takes_the_others_back(tmp_path: Path, qemu: Qemu) -> None:
     commit(opened(qemu, "snap-a"))
     specs = {"disk": VolumeSpec(qemu.uri("disk")), "other": VolumeSpec(f"qmp:{tmp_path}/nobody?device=disk")}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from holdfast.sources.qmp.bitmaps import Bitmap, bitmaps_of
 from holdfast.sources.qmp.monitor import Monitor
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+
+_CLOSES_IN_MAIN_THREAD: Final = 9
+_CONTROLLERS_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +24,14 @@ class Disk:
         size_bytes: its size.
         persistent: whether bitmaps outlive QEMU: its format keeps them.
         folder: folder of the image where it is a plain file, else None.
+        device_path: the device that the guest sees, in QEMU's object tree; empty if there is none.
     """
 
     node: str
     size_bytes: int
     persistent: bool
     folder: Path | None
+    device_path: str
 
 
 def find_disks(monitor: Monitor, devices: Iterable[str]) -> dict[str, Disk]:
@@ -36,11 +41,11 @@ def find_disks(monitor: Monitor, devices: Iterable[str]) -> dict[str, Disk]:
         HoldfastError: SOURCE_UNREADABLE if there is no such disk, or no medium in it; INVALID_ARGUMENT if two names
             mean the same disk.
     """
-    drives = monitor.execute("query-block")
+    drives: list[dict[str, Any]] = monitor.execute("query-block")
     nodes = {str(node["node-name"]): node for node in _named_nodes(monitor)}
     found: dict[str, Disk] = {}
     for device in devices:
-        disk = _disk(_node_of(device, drives, nodes))
+        disk = _disk(_node_of(device, drives, nodes), drives)
         twin = next((name for name, other in found.items() if other.node == disk.node), None)
         if twin is not None:
             raise HoldfastError(
@@ -89,7 +94,42 @@ def _node_of(
     raise HoldfastError(ErrorCode.SOURCE_UNREADABLE, f"QEMU has no disk {device}; it has: {listed}")
 
 
-def _disk(told: Mapping[str, Any]) -> Disk:
+def check_threads(monitor: Monitor, disks: Mapping[str, Disk]) -> None:
+    """Refuse disks that have an I/O thread of their own, in releases of QEMU that abort when an NBD client leaves them.
+
+    That takes the guest with it, and we cannot promise not to leave: a process may be killed. Debian's 7.2 does so
+    since it took over the repair of CVE-2024-7409, which relies on 9.0's closing of clients in the main thread.
+
+    Raises:
+        HoldfastError: SOURCE_UNREADABLE.
+    """
+    version = monitor.execute("query-version")["qemu"]
+    if int(version["major"]) >= _CLOSES_IN_MAIN_THREAD or not monitor.execute("query-iothreads"):
+        return
+    for device, disk in disks.items():
+        if not disk.device_path or _iothread(monitor, disk.device_path):
+            raise HoldfastError(
+                ErrorCode.SOURCE_UNREADABLE,
+                f"QEMU {version['major']}.{version['minor']} can abort when a backup leaves a disk that has an "
+                f"iothread, as {device} has; attach it without one, or run QEMU {_CLOSES_IN_MAIN_THREAD} or later",
+            )
+
+
+def _iothread(monitor: Monitor, device_path: str) -> str:
+    """Return the I/O thread of a device, or of the controller that it hangs on; empty if it has none."""
+    for _ in range(_CONTROLLERS_MAX):
+        there = {str(each["name"]) for each in monitor.execute("qom-list", {"path": device_path})}
+        if "iothread" in there:
+            return str(monitor.execute("qom-get", {"path": device_path, "property": "iothread"}))
+        if "parent_bus" not in there:
+            return ""
+        # A bus is below the controller that it belongs to.
+        bus = str(monitor.execute("qom-get", {"path": device_path, "property": "parent_bus"}))
+        device_path = bus.rpartition("/")[0]
+    return ""
+
+
+def _disk(told: Mapping[str, Any], drives: Iterable[Mapping[str, Any]]) -> Disk:
     image: Mapping[str, Any] = told["image"]
     details: Mapping[str, Any] = image.get("format-specific", {}).get("data", {})
     file = Path(str(told.get("file", "")))
@@ -99,4 +139,12 @@ def _disk(told: Mapping[str, Any]) -> Disk:
         # The first version of qcow2 has no place for bitmaps.
         persistent=told.get("drv") == "qcow2" and details.get("compat") != "0.10" and not told.get("ro"),
         folder=file.parent if file.is_absolute() and file.is_file() else None,
+        device_path=next(
+            (
+                str(drive.get("qdev", ""))
+                for drive in drives
+                if drive.get("inserted", {}).get("node-name") == told["node-name"]
+            ),
+            "",
+        ),
     )

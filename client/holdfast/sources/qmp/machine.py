@@ -15,7 +15,7 @@ from holdfast.sources.nbd_client import NbdEndpoint
 from holdfast.sources.qmp import bitmaps, fleecing
 from holdfast.sources.qmp.agent import frozen
 from holdfast.sources.qmp.bitmaps import Action
-from holdfast.sources.qmp.disks import Disk, find_disks, read_bitmaps
+from holdfast.sources.qmp.disks import Disk, check_threads, find_disks, read_bitmaps
 from holdfast.sources.qmp.fleecing import Fleece
 from holdfast.sources.qmp.monitor import Monitor
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -96,6 +96,7 @@ class Machine:
             HoldfastError: SOURCE_UNREADABLE; INVALID_ARGUMENT if two name one disk.
         """
         found = find_disks(self._monitor, [each.device for each in asked])
+        check_threads(self._monitor, found)
         for at, each in enumerate(asked):
             self._disks.append(self._prepared(at, each, found[each.device]))
         for held in self._disks:
