@@ -162,8 +162,11 @@ def test_restoring_as_qcow2_and_onto_an_older_copy(up: Up, disk: Path, snapshot:
     assert compared.returncode == 0, compared.stdout + compared.stderr
     copy = tmp_path / "copy"
     copy.mkdir()
-    (copy / "root.raw").write_bytes(disk.read_bytes())
+    content = disk.read_bytes()
+    (copy / "root.raw").write_bytes(content)
+    data_at = next(at for at in range(0, len(content), 64 * 1024) if any(content[at : at + 64 * 1024]))
     with (copy / "root.raw").open("r+b") as stream:
+        stream.seek(data_at)
         stream.write(b"other bytes")
     told = answer(up, "restore", snapshot, "--onto", str(copy))
     assert digest(copy / "root.raw") == digest(disk)
