@@ -21,7 +21,7 @@ from holdfast_core.model.uris import parse_volume_uri
 class MemoryDiffSource(RawFileSource):
     """A sparse file of differences; a `DifferenceSource`."""
 
-    def __init__(self, path: Path, *, since: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, since: str) -> None:
         """Open the file; `since` is the id of the point that its holes stand for.
 
         Raises:
@@ -29,9 +29,9 @@ class MemoryDiffSource(RawFileSource):
                 INVALID_ARGUMENT if `since` is no id.
         """
         self._since = check_id(since, "id of the point that a memory diff counts from")
-        super().__init__(path)
+        super().__init__(Path(path))
         try:
-            self._check_holes(path)
+            self._check_holes(Path(path))
         except BaseException:
             self.close()
             raise
