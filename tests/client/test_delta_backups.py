@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast import Codec, ErrorCode, StateManager, VolumeSpec
+from holdfast import Codec, ErrorCode, HoldfastError, StateManager, VolumeSpec
 from holdfast.index import volume_leaves
 from holdfast.results import TransferStats
 from holdfast.testing import MemoryCluster
@@ -318,3 +318,35 @@ def test_every_point_of_any_chain_is_what_was_there(
             with manager.open_volume(point) as volume:
                 assert volume.read() == content
             assert manager.verify(point).plain_bytes <= len(content)
+
+
+def test_a_hint_and_a_delta_go_together(own: Vm) -> None:
+    snapshot = own.snapshot()
+    touch(own, 3, 9)
+    changed = [(3 * BLOCK + 1000, 100), (9 * BLOCK + 1000, 100), (20 * BLOCK, 10)]
+    backup = own.manager.incremental_backup(own.name, snapshot, changed=changed, since=snapshot)
+    stats = own.manager.point(backup).stats
+    assert stats.read_bytes == 3 * BLOCK
+    assert (stats.changed_blocks, stats.delta_blocks) == (2, 2)
+    own.assert_restores(snapshot, backup)
+
+
+def test_a_source_that_fails_while_blocks_wait_fails_plainly(own: Vm) -> None:
+    content = bytearray(noise(300 * BLOCK, 4))
+    snapshot = own.manager.create_snapshot(own.name, sources={"root": MemorySource(bytes(content))})
+    for block in range(0, 300, 3):
+        content[block * BLOCK] ^= 1
+
+    def fail(offset: int) -> None:
+        if offset >= 200 * BLOCK:
+            raise HoldfastError(ErrorCode.SOURCE_UNREADABLE, "the disk is gone")
+
+    source = MemorySource(bytes(content), at_read=fail)
+    error = error_of(lambda: own.manager.incremental_backup(own.name, snapshot, sources={"root": source}))
+    assert (error.code, error.message) == (ErrorCode.SOURCE_UNREADABLE, "the disk is gone")
+    assert source.closed
+    source = MemorySource(bytes(content))
+    backup = own.manager.incremental_backup(own.name, snapshot, sources={"root": source})
+    assert own.manager.point(backup).stats.delta_blocks == 100
+    with own.manager.open_volume(backup) as volume:
+        assert volume.read() == content
