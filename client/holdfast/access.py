@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.layout import Layout
@@ -21,6 +22,8 @@ from holdfast_proto.v1.state_pb2 import RefreshGrantRequest
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 _RENEW_MIN_MS: Final = 1000
+_RENEW_AGAIN_MS: Final = 30_000
+_RENEW_WAIT_S: Final = 3.0
 
 
 class Access:
@@ -97,6 +100,7 @@ class Access:
 
     def _renew_at(self, expires_unix_ms: int) -> None:
         now_unix_ms = self._clock.now_unix_ms()
+        self._expires_unix_ms = expires_unix_ms
         self._renew_unix_ms = now_unix_ms + max(_RENEW_MIN_MS, (expires_unix_ms - now_unix_ms) // 2)
 
     async def refresh(self, *, seen_epoch: int) -> None:
@@ -120,11 +124,24 @@ class Access:
     async def freshen(self) -> None:
         """Renew the grant if half of the capability's life is over. Readers call it before each window.
 
+        While no coordinator answers, readers go on with the capability that they have until shortly before its end.
+
         Raises:
             HoldfastError: if the renewal fails.
         """
         if self._clock.now_unix_ms() < self._renew_unix_ms:
             return
         async with self._refreshing:
-            if self._clock.now_unix_ms() >= self._renew_unix_ms:
-                await self._refresh()
+            now_unix_ms = self._clock.now_unix_ms()
+            if now_unix_ms < self._renew_unix_ms:
+                return
+            spare = now_unix_ms < self._expires_unix_ms - _RENEW_AGAIN_MS
+            try:
+                async with asyncio.timeout(_RENEW_WAIT_S if spare else None):
+                    await self._refresh()
+            except TimeoutError:
+                self._renew_unix_ms = self._clock.now_unix_ms() + _RENEW_AGAIN_MS
+            except HoldfastError as error:
+                if not spare or not error.retryable:
+                    raise
+                self._renew_unix_ms = self._clock.now_unix_ms() + _RENEW_AGAIN_MS

@@ -20,6 +20,8 @@ from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT, Block
 from holdfast.images.block_cache import ENTRY_BYTES, BlockCache
 from holdfast.images.read_ahead import ReadAhead
 from holdfast.testing import MemoryCluster
+from holdfast_core.model.limits import CAPABILITY_TTL_S
+from holdfast_core.runtime.clock import SystemClock
 from tests.client.rig import BLOCK, Vm, data_ids, error_of, noise, rot
 
 SIZE = 40 * BLOCK + 4321
@@ -150,6 +152,38 @@ def test_a_node_that_goes_away_is_not_missed(cluster: MemoryCluster, tmp_path: P
             first = file.read(BLOCK)
             cluster.stop_node(1)
             assert first + file.read(15 * BLOCK) == vm.path().read_bytes()
+
+
+class LaterClock(SystemClock):
+    """The machine's clock, set forward at will."""
+
+    __slots__ = ("later_ms",)
+
+    def __init__(self) -> None:
+        self.later_ms = 0
+
+    def now_unix_ms(self) -> int:
+        return super().now_unix_ms() + self.later_ms
+
+
+def test_while_no_coordinator_answers_images_are_read_on(cluster: MemoryCluster, tmp_path: Path) -> None:
+    clock = LaterClock()
+    with cluster.state_manager(clock=clock) as manager:
+        vm = Vm(manager, "vm", tmp_path)
+        vm.volume(16 * BLOCK, [(0, noise(16 * BLOCK, 4))])
+        vm.register()
+        with manager.open_volume(vm.snapshot(), read_ahead_bytes=0) as file:
+            first = file.read(BLOCK)
+            coordinator = cluster._coordinator
+            assert coordinator is not None
+            cluster.run(coordinator.stop())
+            for later_s in (CAPABILITY_TTL_S / 2 + 1, CAPABILITY_TTL_S - 60):
+                clock.later_ms = round(later_s * 1000)
+                first += file.read(BLOCK)
+            assert first == vm.path().read_bytes()[: 3 * BLOCK]
+            # Shortly before its end the capability has to be renewed.
+            clock.later_ms = round((CAPABILITY_TTL_S - 10) * 1000)
+            assert error_of(lambda: file.read(BLOCK)).code is ErrorCode.UNREACHABLE
 
 
 def test_a_volume_is_a_file(manager: StateManager, vm: Vm, point: str) -> None:

@@ -67,6 +67,7 @@ THE_FIVE: Final = {
 AROUND_THEM: Final = [
     *("register_vm", "vm", "list_vms", "discard_vm", "points", "point", "forget", "verify", "stats"),
     *("persist_stream", "retrieve_stream", "retrieve_to_file", "application_data", "list_application_data"),
+    *("serve_point", "save_overlay"),
     *("persist_files", "list_files", "read_file", "retrieve_files"),
     *("forget_application_data", "cluster_status", "nodes", "layout", "plan_layout", "apply_layout", "settle", "close"),
 ]

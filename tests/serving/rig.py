@@ -152,6 +152,7 @@ class Serve:
     """One `holdfast serve` in a process of its own. A context manager; kills what still runs.
 
     Attributes:
+        lines: how many lines it prints when it is ready.
         uris: the NBD URIs that it printed.
     """
 
@@ -159,6 +160,7 @@ class Serve:
     token: str
     arguments: Sequence[str]
     folder: Path
+    lines: int = 1
     uris: list[str] = field(default_factory=list)
     stdout: list[str] = field(default_factory=list)
     stderr: list[str] = field(default_factory=list)
@@ -185,7 +187,7 @@ class Serve:
         for reader in self._readers:
             reader.start()
         try:
-            eventually(lambda: bool(self.stdout) or process.poll() is not None, "the ready line")
+            eventually(lambda: len(self.stdout) >= self.lines or process.poll() is not None, "the ready line")
             assert self.stdout, "".join(self.stderr)
         except BaseException:
             self.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.cli import main
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.nbd import Command
 from tests.e2e.harness import run
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 def serve(cluster: MemoryCluster, folder: Path, *arguments: str) -> Serve:
-    """A command against the cluster, not yet started."""
-    return Serve(cluster.coordinator_address, cluster.token, arguments, folder)
+    """A command that serves two volumes of the cluster, not yet started."""
+    return Serve(cluster.coordinator_address, cluster.token, arguments, folder, lines=1 if "--json" in arguments else 2)
 
 
 def test_it_says_where_each_volume_is_and_ends_in_good_order(
@@ -29,6 +30,10 @@ def test_it_says_where_each_volume_is_and_ends_in_good_order(
         assert [uri.rpartition("/")[2] for uri in command.uris] == ["data", "root"]
         assert all(uri.startswith("nbd://127.0.0.1:") for uri in command.uris)
         assert command.stop() == []
+    with serve(shared_cluster, tmp_path, served.point, "--listen", "127.0.0.1:0", "--json") as command:
+        told = json.loads(command.stdout[0])
+        assert told["point_id"] == served.point
+        assert list(told["uris"]) == ["data", "root"]
 
 
 def test_acknowledged_flushes_survive_kill_9(
@@ -38,7 +43,7 @@ def test_acknowledged_flushes_survive_kill_9(
     arguments = (served.point, "--socket", str(socket), "--overlay", str(overlay), "--hydrate")
     rng = random.Random(1)
     flushed = bytearray(served.content())
-    for _ in range(4):
+    for _ in range(3):
         with serve(shared_cluster, tmp_path, *arguments) as command, Client(socket) as client:
             found = client.read(0, ROOT_BYTES)
             assert len(found) == ROOT_BYTES
@@ -72,9 +77,12 @@ def connection(cluster: MemoryCluster, folder: Path) -> tuple[str, ...]:
     return ("--coordinator", cluster.coordinator_address, "--token-file", str(folder / "serve.token"))
 
 
-def test_contradictions_are_told(shared_cluster: MemoryCluster, served: ServedVm, tmp_path: Path) -> None:
-    with serve(shared_cluster, tmp_path, served.point, "--listen", "127.0.0.1:0"):
-        pass
+def test_contradictions_are_told(
+    shared_cluster: MemoryCluster, served: ServedVm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token_file = tmp_path / "serve.token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(shared_cluster.token)
     at_cluster = connection(shared_cluster, tmp_path)
     for words, reason in (
         (("--save",), "overlay"),
@@ -84,8 +92,7 @@ def test_contradictions_are_told(shared_cluster: MemoryCluster, served: ServedVm
         (("--cache", "much"), "size"),
         (("--socket", str(tmp_path / ("s" * 120))), "longer"),
     ):
-        done = run("serve", served.point, *words, *at_cluster)
-        assert done.returncode == 2, words
-        assert reason in done.stderr.decode(), words
-    assert run("serve", "snap-unknown", "--listen", "127.0.0.1:0", *at_cluster).returncode == 3
-    assert run("overlay", "show", str(tmp_path / "nothing")).returncode == 3
+        assert main.run(["serve", served.point, *words, *at_cluster]) == 2, words
+        assert reason in capsys.readouterr().err, words
+    assert main.run(["serve", "snap-unknown", "--listen", "127.0.0.1:0", *at_cluster]) == 3
+    assert main.run(["overlay", "show", str(tmp_path / "nothing")]) == 3

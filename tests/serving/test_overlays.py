@@ -10,7 +10,7 @@ import pytest
 from holdfast import ErrorCode, HoldfastError, StateManager
 from holdfast.serving.overlay import Overlay
 from holdfast.testing import MemoryCluster
-from holdfast_core.model.nbd import Command, Errno
+from holdfast_core.model.nbd import Command, CommandFlag, Errno
 from tests.client.rig import BLOCK, Vm, data_ids, error_of, noise, rot
 from tests.e2e.harness import eventually
 from tests.serving.conftest import ROOT_BYTES, ServedVm
@@ -33,6 +33,26 @@ def test_what_was_written_is_there_again(manager: StateManager, served: ServedVm
         assert opened.manifest.point_id == served.point
         assert opened.written_bytes()["data"] == 0
         assert 20 * 10 < opened.written_bytes()["root"] <= ROOT_BYTES
+
+
+def test_the_map_follows_the_data_to_the_disk(
+    manager: StateManager, served: ServedVm, socket: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "overlay" / "root.written.map"
+
+    def kept() -> int:
+        return int.from_bytes(written.read_bytes(), "little")
+
+    with manager.serve_point(served.point, socket=socket, overlay=tmp_path / "overlay"), Client(socket) as client:
+        client.write(4096, bytes([7]) * 8192)
+        client.write(5 * 4096, b"x")
+        assert kept() == 0, "a write alone counts for nothing after a crash"
+        client.flush()
+        assert kept() == 0b100110
+        client.write(0, b"y", flags=CommandFlag.FUA)
+        assert kept() == 0b100111
+        client.write(7 * 4096, b"z")
+    assert kept() == 0b10100111, "a server that ends in good order flushes"
 
 
 def test_an_overlay_fits_its_own_point_alone(

@@ -77,3 +77,11 @@ def test_nbdcopy_and_qemu_write_to_it(
         assert "identical" in tool("qemu-img", "compare", "-f", "raw", "-F", "raw", point.uris["data"], other)
         printed = tool("qemu-io", "-r", "-f", "raw", "-c", "read -P 0x55 4k 64k", point.uris["root"])
         assert "verification failed" not in printed
+
+
+def test_a_served_volume_is_a_source_of_ours(manager: StateManager, served: ServedVm, where: dict[str, str]) -> None:
+    with manager.serve_point(served.point, **where) as point:  # type: ignore[arg-type]
+        manager.register_vm(f"copy-of-{served.vm.name}", {"disk": point.uris["root"]})
+        copy = manager.create_snapshot(f"copy-of-{served.vm.name}")
+    with manager.open_volume(copy, "disk") as file:
+        assert file.readall() == served.content()

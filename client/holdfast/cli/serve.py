@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -106,11 +107,10 @@ async def _serve(
 
 def _announce(connection: Connection, server: PointServer) -> None:
     uris = {name: server.uri(name) for name in server.volumes}
-    if connection.json:
-        print_json({"point_id": server.point_id, "uris": uris})
-        return
-    for uri in uris.values():
-        print_line(f"ready {uri}")
+    if connection.json:  # on one line, for who reads it while the command runs
+        print_line(json.dumps({"point_id": server.point_id, "uris": uris}))
+    else:
+        print_line("\n".join(f"ready {uri}" for uri in uris.values()))
 
 
 async def _watch(server: PointServer) -> None:

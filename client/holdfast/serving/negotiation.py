@@ -17,9 +17,7 @@ OPTIONS_MAX: Final = 1000
 CONTEXT_ID: Final = 1
 """The number that `base:allocation` has on every connection."""
 
-_FLAGS: Final = (
-    Transmission.HAS_FLAGS | Transmission.SEND_FLUSH | Transmission.CAN_MULTI_CONN | Transmission.SEND_CACHE
-)
+_FLAGS: Final = Transmission.HAS_FLAGS | Transmission.SEND_FLUSH | Transmission.CAN_MULTI_CONN | Transmission.SEND_CACHE
 _WRITABLE: Final = Transmission.SEND_FUA | Transmission.SEND_TRIM | Transmission.SEND_WRITE_ZEROES
 _PREFERRED_BYTES: Final = 4096
 

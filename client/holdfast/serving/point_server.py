@@ -113,10 +113,19 @@ class PointServer:
         return self._server.uri(volume)
 
     async def _hydrate(self, volumes: Sequence[ServedVolume]) -> None:
+        lost: HoldfastError | None = None
         for volume in volumes:
-            await Hydrate(volume, self._clock).run()
+            try:
+                await Hydrate(volume, self._clock).run()
+            except HoldfastError as error:
+                if not error.block_ids:
+                    raise
+                lost = error
+                continue
             if self._hydrated is not None:
                 self._hydrated(volume.name)
+        if lost is not None:
+            raise lost
 
     async def hydrate_ended(self) -> None:
         """Return when all volumes are here; at once if no hydrate runs.

@@ -14,7 +14,7 @@ from holdfast_core.model.nbd import Chunk, Command, CommandFlag, Errno, Status
 REQUESTS_MAX: Final = 64
 """Requests of one connection that are worked on at a time."""
 
-BYTES_MAX: Final = 2 * nbd.REQUEST_BYTES_MAX
+BYTES_MAX: Final = nbd.REQUEST_BYTES_MAX
 """Bytes that the requests of one connection may be about to read or write at a time."""
 
 EXTENTS_MAX: Final = 4096
