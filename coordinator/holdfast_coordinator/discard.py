@@ -195,11 +195,11 @@ class Discards:
                 named[storage_id] = stored
         vm_id, newest = plan.vm.message.vm_id, plan.done.newest_point_id
         kept: list[_Kept] = []
-        missing: list[str] = []
+        missing: dict[str, str] = {}
         for rule in plan.vm.message.keep:
             found = _fulfilling(rule, vm_id, newest, named)
             if found is None:
-                missing.append(f"{rule.name}: no object of the task {rule.task_id} holds its files as of {newest}")
+                missing[rule.name] = f"no object of the task {rule.task_id} holds its files as of {newest or 'a point'}"
                 continue
             storage_id = found.message.storage_id
             try:
@@ -207,17 +207,18 @@ class Discards:
             except HoldfastError as error:
                 if error.code not in _LOST:
                     raise
-                missing.append(f"{rule.name}: {storage_id} is not durable ({error.code.name}: {error.message})")
+                missing[rule.name] = f"{storage_id} is not durable ({error.code.name}: {error.message})"
                 continue
             if checked is None:
                 return None
             plan.checked[storage_id] = checked
             kept.append(_Kept(rule, found, checked))
         if missing:
+            told = "; ".join(f"{name}: {why}" for name, why in missing.items())
             raise HoldfastError(
                 ErrorCode.CONFLICT,
-                f"the VM {vm_id} is not discarded, because not all that it must keep is stored: {'; '.join(missing)}",
-                facts={"missing": ",".join(line.partition(":")[0] for line in missing)},
+                f"the VM {vm_id} is not discarded, because not all that it must keep is stored: {told}",
+                facts={"missing": ",".join(missing)},
             )
         return kept
 
@@ -292,7 +293,7 @@ class Discards:
                 "points": str(done.point_count),
                 "released_bytes": str(done.released_bytes),
                 **({"newest": done.newest_point_id} if done.newest_point_id else {}),
-                **({"kept": ",".join(kept.storage_id for kept in done.kept)} if done.kept else {}),
+                **{f"kept.{number}": kept.storage_id for number, kept in enumerate(done.kept, start=1)},
             }
         )
         lease_id = await self._store.grant_lease(RECEIPT_TTL_S)
