@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_a_point_has_all_disks_of_one_moment(tmp_path: Path) -> None:
             assert first - second in (0, 1)
             seen.add(first)
     assert len(seen) > 3
+
+
+def test_a_guest_that_stopped_for_want_of_room_goes_on_behind_the_backup(tmp_path: Path) -> None:
+    """A scratch image without room stops the guest in the same way as this disk, which refuses its first write."""
+    disk = {"driver": "file", "filename": str(empty(tmp_path / "data.img"))}
+    no_room = {"event": "pwritev", "errno": errno.ENOSPC, "once": True}
+    picky = {"driver": "raw", "file": {"driver": "blkdebug", "image": disk, "inject-error": [no_room]}}
+    drives = [Drive.raw("root", make_root(tmp_path / "root.img")), Drive("data", picky)]
+    with Guest(drives) as guest:
+        guest.wait_for_login()
+        guest.run("true")
+        (source,) = open_qmp({"data": VolumeSpec(guest.uri("data"))}, BackupRun("vm", "snap-a", "")).values()
+        guest.start_command("echo written | dd of=/dev/vdb conv=notrunc,fsync")
+        wait_until(lambda: guest.execute("query-status")["status"] == "io-error", what="the guest's stop")
+        assert read(source) == bytes(4 * MIB)
+        assert source.finish() is Consistency.CRASH
+        source.committed()
+        source.close()
+        assert guest.execute("query-status")["status"] == "running"
+        assert guest.run("head -c 8 /dev/vdb") == "written\n"
 
 
 def test_a_machine_that_is_killed_in_the_middle_of_a_backup(manager: StateManager, tmp_path: Path) -> None:
