@@ -397,3 +397,16 @@ def test_a_temporary_folder_that_is_too_deep_for_a_socket_is_named(
     assert "set TMPDIR" in error.message
     assert bitmaps(image) == {}
     assert list(deep.iterdir()) == []
+
+
+@pytest.mark.parametrize("new_size", [SIZE + 3 * MIB, SIZE - 5 * MIB])
+def test_zeros_and_other_sizes_are_changes_too(volume: Qcow2Volume, tmp_path: Path, new_size: int) -> None:
+    volume.write(0, noise(SIZE, 1))
+    snapshot = volume.manager.create_snapshot(volume.vm_id)
+    qemu_io(volume.image, "write -z 1M 1M", "write -z -u 3M 128k", "discard 5M 1M")
+    shrink = ("--shrink",) if new_size < SIZE else ()
+    tool("qemu-img", "resize", "-q", "-f", "qcow2", *shrink, volume.image, str(new_size))
+    backup = volume.manager.incremental_backup(volume.vm_id, snapshot)
+    assert volume.manager.point(backup).volumes[0].reading is Reading.CHANGED
+    restored = volume.manager.restore_vm(snapshot, backup, target=tmp_path / "restored")
+    assert (restored / "root.raw").read_bytes() == volume.content()
