@@ -27,3 +27,10 @@ def test_the_five_calls_on_a_cluster_of_processes(tmp_path: Path) -> None:
     assert cluster.stop() == 0
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "identical"
+
+
+def test_keeping_weights_saves_what_it_says() -> None:
+    program = EXAMPLE.with_name("keep_weights.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1].removesuffix("% saved")) >= 95

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -201,6 +202,39 @@ def test_a_directory_that_holds_itself_ends_in_an_error(source: Path, tmp_path: 
 def hostile_error(image: Path) -> None:
     with opened(image) as tree:
         set_bytes(tree)
+
+
+def test_files_with_more_content_than_blocks_end_in_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    marker = noise(1024, 5)
+    (tmp_path / "folder" / "loop").write_bytes(marker)
+    image = make_image(tmp_path / "image", tmp_path / "folder", *VARIANTS["block maps"], size=8 * MIB)
+    data = bytearray(image.read_bytes())
+    at = data.index(marker)
+    # A block of numbers of blocks, all of which are its own: three levels of it map sixteen million blocks.
+    data[at : at + 1024] = (at // 1024).to_bytes(4, "little") * 256
+    image.write_bytes(data)
+    debugfs(image, f"set_inode_field loop block[TIND] {at // 1024}", "set_inode_field loop size 16000000000")
+    error = error_of(lambda: hostile_error(image))
+    assert error.code is ErrorCode.SOURCE_UNREADABLE
+    assert "more than that holds" in str(error)
+
+
+def test_small_files_that_share_blocks_end_in_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "000").write_bytes(noise(256 * 1024))
+    for number in range(1, 40):
+        (tmp_path / "folder" / f"{number:03}").write_bytes(b"x" * 1024)
+    image = make_image(tmp_path / "image", tmp_path / "folder", *VARIANTS["block maps"], size=MIB)
+    shown = run("debugfs", "-R", "stat /000", image)
+    (indirect,) = re.findall(r"\(IND\):(\d+)", shown)
+    commands = []
+    for number in range(1, 40):
+        commands += [f"set_inode_field {number:03} block[IND] {indirect}", f"set_inode_field {number:03} size 262144"]
+    debugfs(image, *commands)
+    error = error_of(lambda: hostile_error(image))
+    assert error.code is ErrorCode.SOURCE_UNREADABLE
+    assert "more content than it has blocks" in str(error)
 
 
 def test_a_name_that_leads_out_is_refused(source: Path, tmp_path: Path) -> None:
