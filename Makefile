@@ -7,7 +7,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick programs lint fmt protos verify-protos pins bench bench-vms up compose-up clean
+.PHONY: help setup demo test quick programs lint fmt protos verify-protos pins bench bench-reduction bench-vms up compose-up clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -44,6 +44,9 @@ pins: ## resolve the dependencies afresh and write constraints.txt
 
 bench: setup ## measure against restic, borg and the machine's own limits
 	$(BIN)/python -m benchmarks
+
+bench-reduction: setup ## measure how many bytes are not kept, row by row
+	$(BIN)/python -m benchmarks.reduction
 
 bench-vms: setup programs ## measure what real VMs gain: increments, templates, instant restore
 	$(BIN)/python -m benchmarks.vms

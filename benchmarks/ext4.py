@@ -6,6 +6,7 @@ shape of a real one: new data in free space, and metadata blocks changed in many
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -76,18 +77,7 @@ def change_files(
             commands.append(f"symlink {_quote(place.name)} {_quote(source.readlink())}")
         else:
             commands.append(f"write {_quote(source)} {_quote(place.name)}")
-    answer = subprocess.run(
-        [_tool("debugfs"), "-w", "-f", "-", str(image)],
-        input="\n".join(commands) + "\n",
-        check=True,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    # debugfs exits with 0 whatever happens and talks on stderr; its first line is its version.
-    complaints = [line for line in answer.stderr.splitlines() if line and not line.startswith("debugfs ")]
-    if complaints:
-        raise RuntimeError(f"debugfs could not change the image: {complaints[0]} ({len(complaints)} complaints)")
+    _debug(image, "\n".join(commands) + "\n")
 
 
 def file_extents(image: Path, place: PurePosixPath) -> list[Extent]:
@@ -110,9 +100,56 @@ def file_extents(image: Path, place: PurePosixPath) -> list[Extent]:
     return extents
 
 
+def update_file(image: Path, place: PurePosixPath, source: Path) -> int:
+    """Make the file at `place` hold what `source` holds, written where it lies; returns how many blocks were written.
+
+    A file that has grown gets further blocks from the file system's allocator; one may not have become smaller.
+
+    Raises:
+        RuntimeError: debugfs did not find the file, or room for it.
+        ValueError: the source is smaller than the file.
+    """
+    size = source.stat().st_size
+    quoted = _quote(place)
+    found = re.search(r"Size: (\d+)", _run([_tool("debugfs"), "-R", f"stat {quoted}", str(image)]))
+    if found is None:
+        raise RuntimeError(f"debugfs does not find {place}")
+    if size < int(found.group(1)):
+        raise ValueError(f"{place} has {found.group(1)} bytes, and shall have {size}")
+    if size > sum(extent.length for extent in file_extents(image, place)) or size > int(found.group(1)):
+        # Blocks that are there stay; those that are missing, holes among them, come as written and hold nothing yet.
+        end = -(-size // FS_BLOCK_BYTES) - 1
+        commands = f"fallocate {quoted} 0 {end}\nset_inode_field {quoted} size {size}\n"
+        _debug(image, commands)
+    written = 0
+    with open(source, "rb") as content, open(image, "r+b") as disk:
+        for extent in file_extents(image, place):
+            for at in range(0, min(extent.length, size - extent.file_offset), FS_BLOCK_BYTES):
+                block = os.pread(content.fileno(), FS_BLOCK_BYTES, extent.file_offset + at)
+                if os.pread(disk.fileno(), len(block), extent.image_offset + at) != block:
+                    os.pwrite(disk.fileno(), block, extent.image_offset + at)
+                    written += 1
+    return written
+
+
 def check_filesystem(image: Path) -> None:
     """Raise CalledProcessError if e2fsck finds anything to mend."""
     _run([_tool("e2fsck"), "-fn", str(image)])
+
+
+def _debug(image: Path, commands: str) -> None:
+    answer = subprocess.run(
+        [_tool("debugfs"), "-w", "-f", "-", str(image)],
+        input=commands,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    # debugfs exits with 0 whatever happens and talks on stderr; its first line is its version.
+    complaints = [line for line in answer.stderr.splitlines() if line and not line.startswith("debugfs ")]
+    if complaints:
+        raise RuntimeError(f"debugfs could not change the image: {complaints[0]} ({len(complaints)} complaints)")
 
 
 def _tool(name: str) -> str:

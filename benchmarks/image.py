@@ -7,7 +7,6 @@ rewritten, folders and tables changed. Day 2 writes logs and updates random 4 Ki
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from benchmarks.ext4 import change_files, check_filesystem, file_extents, make_filesystem
-from benchmarks.packages import Package, choose, content_bytes, fitting_bytes, installed_packages
+from benchmarks.packages import Package, choose, content_bytes, copy_packages, fitting_bytes, installed_packages
 from benchmarks.spans import allocated_ranges, novelty
 
 MIB: Final = 1024 * 1024
@@ -151,15 +150,7 @@ def _load(folder: Path) -> ImageSet:
 
 
 def _stage(tree: Path, packages: Sequence[Package], plan: Plan, dice: random.Random) -> None:
-    made: set[Path] = set()
-    for package in packages:
-        for source in package.paths:
-            target = tree / source.relative_to("/")
-            if target.parent not in made:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.add(target.parent)
-            if not os.path.lexists(target):
-                shutil.copy2(source, target, follow_symlinks=False)
+    copy_packages(tree, packages)
     status = tree / _STATUS.relative_to("/")
     status.parent.mkdir(parents=True, exist_ok=True)
     status.write_text(_status_text(packages))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,19 @@ def fitting_bytes(packages: Iterable[Package], *, wished_first: int, wished_late
     there = sum(p.content_bytes for p in packages if p.content_bytes <= wished_first * _SHARE_MAX)
     share = min(1.0, there / wished)
     return int(wished_first * share), int(wished_later * share)
+
+
+def copy_packages(tree: Path, packages: Iterable[Package]) -> None:
+    """Copy the files of packages below the folder `tree`, at their places."""
+    made: set[Path] = set()
+    for package in packages:
+        for source in package.paths:
+            target = tree / source.relative_to("/")
+            if target.parent not in made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.add(target.parent)
+            if not os.path.lexists(target):
+                shutil.copy2(source, target, follow_symlinks=False)
 
 
 def content_bytes(packages: Sequence[Package]) -> int:
