@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from benchmarks.spans import allocated_ranges
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 Changes = list[tuple[int, int]]
@@ -40,6 +42,23 @@ def plan_changes(*, within_bytes: int, total_bytes: int, seed: int) -> Changes:
             changes.append((first * _ALIGNED, length))
             left -= length
     return sorted(changes)
+
+
+def plan_overwrites(disk: Path, *, total_bytes: int, seed: int) -> Changes:
+    """Return places of `total_bytes`, one block of 64 KiB each, that hold data already: the disk does not fill up."""
+    slots = data_slots(disk)
+    chosen = random.Random(seed).sample(slots, total_bytes // _ALIGNED)
+    return sorted((slot * _ALIGNED, _ALIGNED) for slot in chosen)
+
+
+def data_slots(disk: Path) -> list[int]:
+    """Return the numbers of the blocks of 64 KiB that lie in data as a whole."""
+    return [slot for start, end in allocated_ranges(disk) for slot in range(-(-start // _ALIGNED), end // _ALIGNED)]
+
+
+def longest_data(disk: Path) -> tuple[int, int]:
+    """Return the longest range (start, end) that holds data."""
+    return max(allocated_ranges(disk), key=lambda found: found[1] - found[0])
 
 
 def real_bytes() -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.spans import digest
 from benchmarks.vms.cluster import running, timed
-from benchmarks.vms.disks import MIB, apply_changes, grow, plan_changes, real_bytes, update_pages
+from benchmarks.vms.disks import MIB, apply_changes, grow, longest_data, plan_overwrites, real_bytes, update_pages
 
 INCREMENTS: Final = 50
 _DATABASE_BYTES: Final = 64 * MIB
@@ -28,18 +28,18 @@ def measure_lineage(image: Path, work: Path, runs: int, say: Callable[[str], Non
     disk = folder / "disk.img"
     grow(image, disk, image.stat().st_size)
     content = real_bytes()
-    within = image.stat().st_size * 9 // 10
+    # Only data is overwritten: both images hold as much, and what differs is where their blocks come from.
+    start, end = longest_data(disk)
+    database_bytes = min(_DATABASE_BYTES, end - start) // MIB * MIB
     try:
         with running(folder) as cluster:
             manager = cluster.manager
             manager.register_vm("vm", {"disk": disk})
             snapshot = parent = manager.create_snapshot("vm")
             for number in range(INCREMENTS):
-                files = plan_changes(within_bytes=within, total_bytes=MIB, seed=number)
+                files = plan_overwrites(disk, total_bytes=MIB, seed=number)
                 apply_changes(disk, files, content)
-                pages = update_pages(
-                    disk, first_byte=8 * MIB, span_bytes=_DATABASE_BYTES, pages=100, seed=1000 + number
-                )
+                pages = update_pages(disk, first_byte=start, span_bytes=database_bytes, pages=100, seed=1000 + number)
                 parent = manager.incremental_backup("vm", snapshot, changed=[*files, *pages], since=parent)
             deltas = sum(point.stats.delta_blocks for point in manager.points("vm"))
             say(f"{INCREMENTS} increments, {deltas} blocks coded as deltas")

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.vms.disks import KIB, MIB, apply_changes, grow, plan_changes, update_pages
+from benchmarks.vms.disks import (
+    KIB,
+    MIB,
+    apply_changes,
+    grow,
+    longest_data,
+    plan_changes,
+    plan_overwrites,
+    update_pages,
+)
 from benchmarks.vms.goals import judge
 
 
@@ -40,6 +49,21 @@ def test_disks_change_at_the_places_that_are_told_and_nowhere_else(tmp_path: Pat
     assert differing, "something changed"
     assert all(any(told[at : at + 512]) for at in differing)
     assert before[8 * MIB :] == after[8 * MIB :]
+
+
+def test_overwrites_leave_holes_alone(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as stream:
+        stream.truncate(64 * MIB)
+        for at in (0, 10 * MIB, 40 * MIB):
+            stream.seek(at)
+            stream.write(b"d" * (2 * MIB if at else MIB))
+    before = disk.stat().st_blocks
+    changes = plan_overwrites(disk, total_bytes=2 * MIB, seed=1)
+    assert sum(length for _, length in changes) == 2 * MIB
+    apply_changes(disk, changes, iter([b"new" * MIB]))
+    assert disk.stat().st_blocks == before
+    assert longest_data(disk) in ((10 * MIB, 12 * MIB), (40 * MIB, 42 * MIB))
 
 
 GOOD: dict[str, Any] = {
