@@ -156,14 +156,14 @@ class PointReader:
         self._sealer = access.ring.sealer(Kind.VOLUME, key_epoch)
         self._sink = IndexSink(access.ring.sealer(Kind.INDEX, access.ring.structure_epoch_newest))
         self._key_epoch = key_epoch
-        # One a codec: which block a repeated content is named by must not depend on who met it first.
-        self._caches: dict[Codec, FingerprintCache] = {}
+        # One a codec, and with deltas one more: what a volume is made of must not depend on who met a content first.
+        self._caches: dict[tuple[Codec, bool], FingerprintCache] = {}
         self._deltas: DeltaCoder | None = None
         if access.may_read_data:
             bases = BaseFetcher(
                 blocks, access.ring.opener(), key_epoch=key_epoch, damaged=lambda ids: self.lost_bases.extend(ids)
             )
-            self._deltas = DeltaCoder(bases, self._sealer, executor, self._cache(Codec.ZSTD))
+            self._deltas = DeltaCoder(bases, self._sealer, executor, self._cache(Codec.ZSTD, deltas=True))
         self._progress = progress
         self._damaged_index = damaged_index
         self._done_bytes = 0
@@ -199,7 +199,8 @@ class PointReader:
         shared: SharedSource | None,
     ) -> VolumeSealer:
         codec = _codec_of(plan.spec)
-        context = SpanContext(self._ring, self._sealer, codec, self._cache(codec), damaged)
+        cache = self._cache(codec, deltas=self._deltas_of(plan.spec) is not None)
+        context = SpanContext(self._ring, self._sealer, codec, cache, damaged)
         part: SpanSource = plan.source
         if plan.changed is not None:
             part = ChangedPart(plan.source, plan.changed, plan.spec.block_bytes)
@@ -210,8 +211,11 @@ class PointReader:
             shared.shared(), threads, codec=codec, keys=self._ring.volume_keys(self._key_epoch), damaged=damaged
         )
 
-    def _cache(self, codec: Codec) -> FingerprintCache:
-        return self._caches.setdefault(codec, FingerprintCache())
+    def _cache(self, codec: Codec, *, deltas: bool) -> FingerprintCache:
+        return self._caches.setdefault((codec, deltas), FingerprintCache())
+
+    def _deltas_of(self, spec: VolumeSpec) -> DeltaCoder | None:
+        return self._deltas if _codec_of(spec) is Codec.ZSTD and not spec.no_delta else None
 
     async def _read_volume(
         self, plan: VolumePlan, sources: PointSources, processes: SessionProcesses | None, shared: SharedSource | None
@@ -254,7 +258,7 @@ class PointReader:
     ) -> _Run:
         size_bytes, block_bytes = plan.source.size_bytes, plan.spec.block_bytes
         builder = VolumeTreeBuilder(-(-size_bytes // block_bytes), self._sink.store)
-        deltas = self._deltas if _codec_of(plan.spec) is Codec.ZSTD and not plan.spec.no_delta else None
+        deltas = self._deltas_of(plan.spec)
         spans_max = self._in_flight_max + (_AHEAD_MAX if deltas is not None else 0)
         return _Run(size_bytes, block_bytes, builder, sealer, deltas, spans_max, group, offers)
 
