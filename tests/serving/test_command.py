@@ -6,11 +6,13 @@ import json
 import random
 from pathlib import Path
 
+import psutil
 import pytest
 
 from holdfast.cli import main
 from holdfast.testing import MemoryCluster
-from holdfast_core.model.nbd import Command
+from holdfast_core.model.nbd import Command, Errno
+from tests.client.rig import BLOCK
 from tests.e2e.harness import run
 from tests.serving.conftest import ROOT_BYTES, ServedVm
 from tests.serving.rig import Client, Serve
@@ -70,6 +72,25 @@ def test_acknowledged_flushes_survive_kill_9(
     assert (served.vm.restored(served.point, backup) / "root.raw").read_bytes() == flushed
     assert run("overlay", "discard", str(overlay)).returncode == 0
     assert not overlay.exists()
+
+
+def test_a_full_disk_is_told_to_the_guest_and_costs_nothing_else(
+    shared_cluster: MemoryCluster, served: ServedVm, socket: Path, tmp_path: Path
+) -> None:
+    arguments = (served.point, "--socket", str(socket), "--overlay", str(tmp_path / "overlay"))
+    content = served.content()
+    with serve(shared_cluster, tmp_path, *arguments) as command, Client(socket) as client:
+        assert command.process is not None
+        process = psutil.Process(command.process.pid)
+        # To the process, a file that may not grow is a disk that is full.
+        process.rlimit(psutil.RLIMIT_FSIZE, (10 * BLOCK, psutil.RLIM_INFINITY))
+        client.write(BLOCK, b"before")
+        assert client.ask(Command.WRITE, 12 * BLOCK, 4096, payload=b"x" * 4096) == Errno.NOSPC
+        client.flush()
+        assert client.read(0, ROOT_BYTES) == content[:BLOCK] + b"before" + content[BLOCK + 6 :]
+        process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        client.write(12 * BLOCK, b"x" * 4096)
+        assert client.read(12 * BLOCK, 4096) == b"x" * 4096
 
 
 def connection(cluster: MemoryCluster, folder: Path) -> tuple[str, ...]:

@@ -167,4 +167,8 @@ class LocalFile:
 
 def unusable(path: Path, error: OSError) -> HoldfastError:
     """Return the error for a file of an overlay that cannot be written."""
-    return HoldfastError(ErrorCode.TARGET_UNWRITABLE, f"the overlay's {path} cannot be written: {error.strerror}")
+    return HoldfastError(
+        ErrorCode.TARGET_UNWRITABLE,
+        f"the overlay's {path} cannot be written: {error.strerror}",
+        facts={"errno": errno.errorcode.get(error.errno or 0, "")},
+    )

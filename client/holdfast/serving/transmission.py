@@ -29,10 +29,7 @@ _ALLOWED: Final = {
     Command.BLOCK_STATUS: CommandFlag.REQ_ONE,
 }
 _WRITING: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
-_ERRNO: Final = {
-    ErrorCode.TARGET_UNWRITABLE: Errno.NOSPC,
-    ErrorCode.INVALID_ARGUMENT: Errno.INVAL,
-}
+_NO_SPACE: Final = frozenset({"ENOSPC", "EDQUOT", "EFBIG"})
 
 
 class RefusedError(Exception):
@@ -119,7 +116,9 @@ class Transmission:
         except RefusedError as error:
             reply = self._failure(request, error.error, str(error))
         except HoldfastError as error:
-            reply = self._failure(request, _ERRNO.get(error.code, Errno.IO), error.message)
+            # Guests stop and wait where there is no space; every other error of a disk is one to them.
+            full = error.code is ErrorCode.TARGET_UNWRITABLE and error.facts.get("errno") in _NO_SPACE
+            reply = self._failure(request, Errno.NOSPC if full else Errno.IO, error.message)
         async with self._sending:
             self._writer.write(reply)
             await self._writer.drain()
