@@ -142,7 +142,7 @@ def test_a_backup_sends_what_changed(vm: Vm) -> None:
     assert stats.stored_blocks > 480
     assert stats.under_replicated_blocks == 0
     assert stats.sent_bytes == 3 * stats.stored_bytes
-    write_at(vm.path(), 10 * MIB, noise(BLOCK, 5))
+    write_at(vm.path(), 10 * MIB, noise(BLOCK, 6007))
     write_at(vm.path(), 20 * MIB - 1, b"!!")
     backup = vm.manager.incremental_backup(vm.name, snapshot)
     stats = vm.manager.point(backup).stats
