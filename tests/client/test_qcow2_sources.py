@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -350,7 +350,14 @@ sys.stdin.read()
 """
 
 
-def test_a_killed_backup_leaves_no_child_and_loses_no_change(tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for sockets, whose paths have to be short."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
+        yield Path(folder)
+
+
+def test_a_killed_backup_leaves_no_child_and_loses_no_change(tmp_path: Path, short_folder: Path) -> None:
     image = make_qcow2(tmp_path / "disk.qcow2", SIZE, "write -P 1 0 64k")
     tool("qemu-img", "bitmap", "--add", image, "holdfast-old")
     qemu_io(image, "write -P 2 1M 64k")
@@ -359,7 +366,7 @@ def test_a_killed_backup_leaves_no_child_and_loses_no_change(tmp_path: Path) -> 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(short_folder)},
     )
     try:
         assert process.stdout is not None
