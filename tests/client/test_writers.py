@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import MemoryDiffSource, Reading
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.block import Kind
 from holdfast_core.model.errors import ErrorCode
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_proto.v1.blocks_pb2 import VERDICT_DENIED, VERDICT_OK
 from holdfast_proto.v1.common_pb2 import Grant
-from tests.client.rig import BLOCK, Vm, data_ids, error_of, noise, write_at
+from tests.client.rig import BLOCK, Vm, data_ids, error_of, make_sparse, noise, write_at
 from tests.coordinator.rig import Client
 
 BINDINGS = [
@@ -65,6 +66,25 @@ def test_a_backup_agent_saves_what_only_others_restore(
         assert error_of(call).code is ErrorCode.DENIED
     Vm(robot, "web-1", tmp_path).assert_restores(snapshot, backup)
     assert error_of(lambda: robot.create_snapshot("web-1")).code is ErrorCode.DENIED
+
+
+def test_a_backup_agent_follows_hints_and_lays_no_difference_over_what_it_may_not_read(
+    cluster: MemoryCluster, tokens: dict[str, str], tmp_path: Path
+) -> None:
+    agent = cluster.state_manager(token=tokens["agent"])
+    vm = Vm(agent, "web-1", tmp_path)
+    path = vm.volume(40 * BLOCK, [(0, noise(40 * BLOCK))])
+    vm.register()
+    snapshot = vm.snapshot()
+    write_at(path, 3 * BLOCK, noise(BLOCK, seed=2))
+    backup = agent.incremental_backup("web-1", snapshot, changed=[(3 * BLOCK, 1)], since=snapshot, sample=1)
+    assert agent.point(backup).volumes[0].reading is Reading.CHANGED
+    assert agent.point(backup).stats.sampled_bytes == 39 * BLOCK
+    diff = make_sparse(tmp_path / "diff", 40 * BLOCK, [(0, b"dirty")])
+    error = error_of(
+        lambda: agent.incremental_backup("web-1", snapshot, sources={"root": MemoryDiffSource(diff, since=backup)})
+    )
+    assert error.code is ErrorCode.DENIED
 
 
 def test_a_backup_agent_makes_no_deltas_until_it_may_restore(
