@@ -52,7 +52,7 @@ def run(*command: str | Path, check: bool = True) -> str:
     return done.stdout
 
 
-def make_image(path: Path, source: Path, *options: str, size: int = 64 * MIB) -> Path:
+def make_image(path: Path, source: Path, *options: str, size: int = 24 * MIB) -> Path:
     """Make an ext4 image of a folder."""
     with path.open("wb") as stream:
         stream.truncate(size)

@@ -157,17 +157,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetched]:
 def ml_point(vm: Vm, tmp_path: Path) -> tuple[str, bytes]:
     """A snapshot of the disk of a task that trained a model, and the model's weights."""
     folder = tmp_path / "disk"
-    weights = noise(3 * MIB, 77)
+    weights = noise(MIB, 77)
     for name, data in {
-        "data/train.bin": noise(40 * MIB, 1),
-        "root/.cache/wheels.bin": noise(20 * MIB, 2),
-        "work/checkpoints/step-1.pt": noise(3 * MIB, 3),
+        "data/train.bin": noise(20 * MIB, 1),
+        "root/.cache/wheels.bin": noise(9 * MIB, 2),
+        "work/checkpoints/step-1.pt": noise(MIB, 3),
         "work/out/model.safetensors": weights,
         "work/out/.env": b"TOKEN=secret",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    image = make_image(tmp_path / "ml.ext4", folder, "-b", "4096", size=96 * MIB)
+    image = make_image(tmp_path / "ml.ext4", folder, "-b", "4096", size=48 * MIB)
     with_partitions(vm.path(), [image])
     vm.register()
     return vm.snapshot(), weights
@@ -208,7 +208,7 @@ def test_files_of_a_point_are_listed_and_fetched(
         (found,) = [each for each in manager.list_files(point_id, "work/out") if each.path.endswith(".safetensors")]
         assert manager.read_file(point_id, "work/out/.env") == b"TOKEN=secret"
     assert found.size_bytes == len(weights)
-    assert fetched.plain_bytes < 3 * MIB
+    assert fetched.plain_bytes < 2 * MIB
     result = manager.retrieve_files(point_id, tmp_path / "target", include=["*.safetensors", ".env"])
     assert result.data_bytes == len(weights) + len(b"TOKEN=secret")
     assert (tmp_path / "target/work/out/model.safetensors").read_bytes() == weights
@@ -265,7 +265,7 @@ def test_verifying_finds_damage(cluster: MemoryCluster, tmp_path: Path) -> None:
 
 async def test_giving_up_leaves_nothing(shared_cluster: MemoryCluster, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").write_bytes(noise(30 * MIB))
+    (tmp_path / "folder" / "file").write_bytes(noise(12 * MIB))
     async with AsyncStateManager(shared_cluster.coordinator_address, token=shared_cluster.token) as manager:
         storage_id = await manager.persist_files("given-up", tmp_path / "folder")
         begun = asyncio.Event()
