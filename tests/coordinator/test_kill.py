@@ -14,13 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from holdfast_coordinator.keyspace import TenantKeyspace, point_place
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.credentials import write_token
 from holdfast_core.runtime.metadata.etcd import EtcdStore
-from tests.coordinator.rig import ADMIN_TOKEN, MASTER_KEY, Client, coordinator, eventually, zero_commit
+from holdfast_core.runtime.metadata.store import Operation, Put
+from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.records_pb2 import PointRecord
+from tests.coordinator.rig import ADMIN_TOKEN, MASTER_KEY, Client, coordinator, eventually, refused, zero_commit
 from tests.support.etcd import EtcdCluster
 
 ROUNDS = 4
+POINTS = 4000
 PROGRAM = """
 import typer
 from holdfast_coordinator.main import command
@@ -72,14 +77,23 @@ class Process:
 
 
 @pytest.fixture
-async def processes(tmp_path: Path) -> AsyncIterator[tuple[Process, Client]]:
+async def etcd(tmp_path: Path) -> AsyncIterator[tuple[EtcdCluster, EtcdStore]]:
+    """An etcd of the test's own, and a store over it."""
+    with EtcdCluster(1, tmp_path / "etcd") as cluster:
+        store = await EtcdStore.open(cluster.endpoints)
+        try:
+            yield cluster, store
+        finally:
+            await store.close()
+
+
+@pytest.fixture
+async def processes(etcd: tuple[EtcdCluster, EtcdStore], tmp_path: Path) -> AsyncIterator[tuple[Process, Client]]:
     """A process to be killed, and a client of a coordinator that lives, over one etcd."""
+    cluster, store = etcd
     async with AsyncExitStack() as stack:
-        etcd = stack.enter_context(EtcdCluster(1, tmp_path / "etcd"))
-        store = await EtcdStore.open(etcd.endpoints)
-        stack.push_async_callback(store.close)
         living = await stack.enter_async_context(coordinator(store))
-        process = Process(",".join(etcd.endpoints), tmp_path)
+        process = Process(",".join(cluster.endpoints), tmp_path)
         stack.callback(process.kill)
         yield process, living
 
@@ -136,3 +150,55 @@ async def test_points_survive_coordinators_killed_in_mid_commit(processes: tuple
         assert len(set(acknowledged[vm_id])) == len(points) > 0
         # Nothing holds the VM any more.
         assert (await living.save(vm_id)).number == len(points) + 1
+
+
+async def _give_points(store: EtcdStore, vm_id: str, count: int) -> str:
+    """Write points of a VM, each charged with a byte, past the coordinators; return the newest."""
+    space = TenantKeyspace(1)
+    point_id = ""
+    for first in range(1, count + 1, 40):
+        operations: list[Operation] = []
+        for number in range(first, min(first + 40, count + 1)):
+            point_id = f"snap-{vm_id}-{number}"
+            point = PointRecord(point_id=point_id, vm_id=vm_id, number=number, tenant=1, charged_bytes=1)
+            place = point_place(vm_id, number)
+            operations.append(Put(space.point(place), point.SerializeToString()))
+            operations.append(Put(space.point_id(point_id), place.encode()))
+        await store.txn([], operations)
+    await store.txn([], [Put(space.point_number(vm_id), str(count).encode())])
+    return point_id
+
+
+@pytest.mark.slow
+async def test_a_vm_is_discarded_by_coordinators_killed_in_mid_discard(
+    processes: tuple[Process, Client], etcd: tuple[EtcdCluster, EtcdStore]
+) -> None:
+    process, living = processes
+    _, store = etcd
+    await living.form_layout()
+    await living.register_vm("vm-1")
+    newest = await _give_points(store, "vm-1", POINTS)
+    request = state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=newest)
+    before = POINTS
+
+    async def left() -> int:
+        return len((await store.snapshot([TenantKeyspace(1).points_of("vm-1")])).items)
+
+    async def under_way() -> bool:
+        return await left() < before
+
+    for _ in range(ROUNDS // 2):
+        mortal = await process.start()
+        discarding = asyncio.create_task(mortal.state("DiscardVm", request))
+        await eventually(under_way, "some points are gone")
+        await asyncio.to_thread(process.kill)
+        await refused(ErrorCode.UNREACHABLE, discarding)
+        await mortal.close()
+        before = await left()
+        assert before
+        assert (await living.points("vm-1"))[-1].point_id == newest
+        await refused(ErrorCode.CONFLICT, living.begin("vm-1"))
+    receipt = await living.state("DiscardVm", request)
+    assert (receipt.point_count, receipt.released_bytes) == (POINTS, POINTS)
+    assert await left() == 0
+    assert await living.state("DiscardVm", request) == receipt
