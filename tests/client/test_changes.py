@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast import ErrorCode, StateManager, VolumeSpec
+from holdfast.index import IndexReader
 from holdfast.results import Reading
 from holdfast.testing import MemoryCluster
 from tests.client.rig import BLOCK, Vm, data_ids, digest, error_of, noise, rot, write_at
@@ -72,6 +74,35 @@ def test_no_more_is_read_than_changed(vm: Vm) -> None:
     assert point.volumes[0].reading is Reading.CHANGED
     assert point.volumes[0].block_count == vm.manager.point(snapshot).volumes[0].block_count + 1
     vm.assert_restores(snapshot, backup)
+
+
+def test_what_is_fetched_does_not_grow_with_the_disk(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same data and the same change, on disks of 1, 4 and 16 GiB."""
+    fetched: list[int] = []
+    nodes = IndexReader.nodes
+
+    async def counted(self: IndexReader, ids: Iterable[bytes], *, what: str) -> dict[bytes, bytes]:
+        wanted = list(ids)
+        fetched.append(len(wanted))
+        return await nodes(self, wanted, what=what)
+
+    counts = []
+    for size_gib in (1, 4, 16):
+        # One piece of data a leaf, 100 leaves of them.
+        step = size_gib * (1 << 30) // 100
+        vm.volume(size_gib << 30, [(at * step, noise(BLOCK, at)) for at in range(100)])
+        vm.register()
+        snapshot = vm.snapshot()
+        write_at(vm.path(), 50 * step, b"changed")
+        monkeypatch.setattr(IndexReader, "nodes", counted)
+        fetched.clear()
+        backup = vm.manager.incremental_backup(vm.name, snapshot, changed=[(50 * step, 7)], since=snapshot, sample=0)
+        monkeypatch.setattr(IndexReader, "nodes", nodes)
+        counts.append((len(fetched), sum(fetched)))
+        assert vm.manager.point(backup).stats.read_bytes <= 2 * BLOCK
+        assert vm.manager.point(backup).volumes[0].reading is Reading.CHANGED
+    # A way down the tree: one node a level.
+    assert counts == [(2, 2), (3, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("block_bytes", [BLOCK, 4 * MIB])
