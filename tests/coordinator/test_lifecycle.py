@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import holdfast_coordinator.vms
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_core.model.errors import ErrorCode
 from holdfast_core.model.limits import DEFINITION_BYTES_MAX, KEEP_RULES_MAX, LABELS_MAX
@@ -187,6 +188,21 @@ async def test_a_template_is_taken_by_who_may_list_its_points(client: Client) ->
         assert (await agent.begin()).base.point_id == template.point_id
     finally:
         await agent.close()
+
+
+async def test_a_page_of_vms_holds_what_an_answer_holds(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holdfast_coordinator.vms, "ANSWER_BYTES_MAX", 700)
+    names = [f"large-{number}" for number in range(5)]
+    for name in names:
+        await register(client, vm_of(name, labels=[Label(name="a", value="x" * 250)]))
+    seen: list[list[str]] = []
+    more = True
+    while more:
+        after = seen[-1][-1] if seen else ""
+        answer = await client.state("ListVms", state_pb2.ListVmsRequest(after=after))
+        seen.append([vm.vm_id for vm in answer.vms])
+        more = answer.more
+    assert seen == [names[:2], names[2:4], names[4:]]
 
 
 async def test_records_of_before_work_on(client: Client, store: SqliteStore) -> None:
