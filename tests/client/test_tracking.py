@@ -11,6 +11,7 @@ import pytest
 from holdfast import ErrorCode, HoldfastError, StateManager
 from holdfast.results import Reading
 from holdfast.sources import BackupRun, GivenSource
+from holdfast.testing import MemoryCluster
 from tests.client.rig import Vm, error_of, noise, write_at
 from tests.client.tracking_suite import Disk, DiskSource, FakeVolume, TrackingSuite
 
@@ -121,6 +122,38 @@ def test_sources_hear_once_how_it_ended(volume: FakeVolume) -> None:
     assert source.ended == ["abandoned"]
     backup = volume.manager.incremental_backup(volume.vm_id, snapshot, sources=recorder.sources)
     assert volume.manager.point(backup).volumes[0].reading is Reading.CHANGED
+
+
+def test_a_session_that_is_taken_over_lets_its_tracker_go_on(
+    volume: FakeVolume, shared_cluster: MemoryCluster, tmp_path: Path
+) -> None:
+    volume.write(0, noise(4 * MIB, 1))
+    snapshot = volume.manager.create_snapshot(volume.vm_id, sources=volume.sources)
+    volume.write(MIB, noise(3 * MIB, 2))
+    opened: list[DiskSource] = []
+    newer: list[str] = []
+
+    def take_over() -> None:
+        if not newer:
+            newer.append("")
+            with shared_cluster.state_manager() as other:
+                newer[0] = other.incremental_backup(volume.vm_id, snapshot, sources=volume.sources, takeover=True)
+
+    def open_slowly(run: BackupRun) -> DiskSource:
+        opened.append(DiskSource(volume.disk, run, on_read=take_over))
+        return opened[-1]
+
+    error = error_of(
+        lambda: volume.manager.incremental_backup(volume.vm_id, snapshot, sources={"root": open_slowly}, sample=0)
+    )
+    assert error.code is ErrorCode.SESSION_LAPSED
+    assert opened[0].ended == ["abandoned"]
+    volume.write(5 * MIB, b"more")
+    backup = volume.manager.incremental_backup(volume.vm_id, snapshot, sources=volume.sources)
+    point = volume.manager.point(backup)
+    assert (point.parent_id, point.volumes[0].reading) == (newer[0], Reading.CHANGED)
+    target = volume.manager.restore_vm(snapshot, backup, target=tmp_path / "restored")
+    assert (target / "root.raw").read_bytes() == volume.content()
 
 
 class FailingSource(DiskSource):

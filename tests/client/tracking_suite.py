@@ -260,14 +260,15 @@ class DiskSource:
         return Consistency.CRASH
 
     def committed(self) -> None:
-        """Count from the new point alone."""
+        """Count from the new point alone, and from those that other sessions are making."""
         self.ended.append("committed")
-        self._disk.bitmaps = {self._run.point_id: self._disk.bitmaps[self._run.point_id]}
+        for old in [self._run.parent_id, *self._others]:
+            self._disk.bitmaps.pop(old, None)
 
     def abandoned(self) -> None:
         """Count from the parent as if nothing had happened."""
         self.ended.append("abandoned")
-        del self._disk.bitmaps[self._run.point_id]
+        self._disk.bitmaps.pop(self._run.point_id, None)
 
     def close(self) -> None:
         """Nothing to release."""
