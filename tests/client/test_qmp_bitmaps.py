@@ -147,7 +147,7 @@ def test_which_bitmap_can_be_used(there: list[Bitmap], why: str) -> None:
 
 
 def test_bitmaps_of_others_are_left_alone() -> None:
-    told = [
+    told: list[dict[str, object]] = [
         {"name": "backup-of-somebody", "recording": False},
         {"recording": True},
         {"name": "holdfast-p", "recording": True, "busy": False, "persistent": True},

@@ -273,6 +273,29 @@ def test_a_bitmap_in_a_qcow2_image_outlives_a_machine_that_ends_in_order_and_no_
         assert_nothing_left(qemu, {"holdfast-bkp-c": True})
 
 
+def test_an_image_that_was_put_back_counts_from_the_older_point(tmp_path: Path) -> None:
+    path = image(tmp_path / "disk.qcow2", "qcow2")
+    drives = [Drive.qcow2("disk", path)]
+    with Qemu(drives) as qemu:
+        commit(opened(qemu, "snap-a"))
+        qemu.quit()
+    older = path.read_bytes()
+    with Qemu(drives) as qemu:
+        qemu.write("disk", 1 * GRANULE, 512, 1)
+        commit(opened(qemu, "bkp-b", "snap-a"))
+        qemu.quit()
+    path.write_bytes(older)
+    with Qemu(drives) as qemu:
+        qemu.write("disk", 2 * GRANULE, 512, 1)
+        source = opened(qemu, "bkp-c", "bkp-b")
+        assert source.changed_since("bkp-b") is None
+        assert "holdfast-snap-a and not holdfast-bkp-b" in source.why_unknown()
+        fail(source)
+        source = opened(qemu, "bkp-d", "snap-a")
+        assert granules(source, "snap-a") == {2}
+        commit(source)
+
+
 def test_a_machine_that_ends_in_order_while_it_is_backed_up_loses_no_change(tmp_path: Path) -> None:
     drives = [Drive.qcow2("disk", image(tmp_path / "disk.qcow2", "qcow2"))]
     with Qemu(drives) as qemu:
@@ -327,6 +350,10 @@ def test_a_scratch_image_goes_where_it_is_told(tmp_path: Path, qemu: Qemu) -> No
     assert [Path(file).parent for file in files] == [tmp_path / "scratch"]
     # It has no name any more: whoever dies, its room is free again.
     assert list((tmp_path / "scratch").iterdir()) == []
+    assert qemu.process is not None
+    descriptors = Path(f"/proc/{qemu.process.pid}/fd").iterdir()
+    (held,) = {each.stat().st_ino: each for each in descriptors if ".scratch" in str(each.readlink())}.values()
+    assert held.stat().st_mode & 0o777 == 0o600
     fail(source)
 
 

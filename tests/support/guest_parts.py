@@ -116,7 +116,7 @@ def make_root(
     """
     with tempfile.TemporaryDirectory(prefix="holdfast-root-") as folder:
         root = Path(folder)
-        for name in ("bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/sbin", "var"):
+        for name in ("bin", "dev", "etc", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr/sbin", "var"):
             (root / name).mkdir(parents=True)
         _copy_program(Path(program("busybox")), root, "bin/busybox")
         for name in tool("busybox", "--list").split():

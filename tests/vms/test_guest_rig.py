@@ -19,11 +19,11 @@ def test_a_guest_boots_to_login_runs_commands_and_keeps_what_it_wrote(tmp_path: 
     with Guest([Drive.raw("root", root), Drive.raw("data", data)]) as guest:
         guest.wait_for_login()
         assert guest.run("cat /etc/greeting") == "hello\n"
-        guest.run("echo kept >/root/file; echo raw | dd of=/dev/vdb bs=4096 seek=1 conv=notrunc; sync")
+        guest.run("echo kept >/srv/file; echo raw | dd of=/dev/vdb bs=4096 seek=1 conv=notrunc; sync")
         with pytest.raises(AssertionError, match="ended with 3"):
             guest.run("exit 3")
         guest.shut_down()
-    assert tool("debugfs", "-R", "cat /root/file", root).startswith("kept\n")
+    assert tool("debugfs", "-R", "cat /srv/file", root).startswith("kept\n")
     with data.open("rb") as image:
         image.seek(4096)
         assert image.read(4) == b"raw\n"

@@ -26,7 +26,7 @@ COUNT = (
     "printf '%08d' $i | dd of=/dev/$disk bs=512 conv=notrunc,fsync 2>/dev/null; done; done"
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class _GivenUp(Exception):
@@ -65,7 +65,7 @@ def test_the_life_of_a_vm_by_dirty_bitmaps(manager: StateManager, tmp_path: Path
         assert manager.point(snapshot).volumes[0].reading is Reading.WHOLE
         assert manager.point(snapshot).volumes[0].consistency is Consistency.APPLICATION
 
-        guest.run("head -c 3000000 /dev/urandom >/root/first; sync")
+        guest.run("head -c 3000000 /dev/urandom >/srv/first; sync")
 
         def give_up(progress: Progress) -> None:
             if progress.phase == "settle":
@@ -73,12 +73,12 @@ def test_the_life_of_a_vm_by_dirty_bitmaps(manager: StateManager, tmp_path: Path
 
         with pytest.raises(_GivenUp):
             manager.incremental_backup("life", snapshot, progress=give_up)
-        guest.run("head -c 2000000 /dev/urandom >/root/second; sync")
+        guest.run("head -c 2000000 /dev/urandom >/srv/second; sync")
         backup = manager.incremental_backup("life", snapshot)
         volume = manager.point(backup).volumes[0]
         assert (volume.reading, volume.reading_note) == (Reading.CHANGED, "")
         assert 5_000_000 < manager.point(backup).stats.read_bytes < 10_000_000
-        sums = guest.run("sha256sum /root/first /root/second")
+        sums = guest.run("sha256sum /srv/first /srv/second")
 
         # A guest that stands still is what its image is, so that both can be compared byte for byte.
         guest.execute("stop")
@@ -88,7 +88,7 @@ def test_the_life_of_a_vm_by_dirty_bitmaps(manager: StateManager, tmp_path: Path
     target = manager.restore_vm(snapshot, backup, target=tmp_path / "restored")
     with Guest([Drive.raw("root", target / "root.raw")]) as again:
         again.wait_for_login()
-        assert again.run("sha256sum /root/first /root/second") == sums
+        assert again.run("sha256sum /srv/first /srv/second") == sums
 
 
 def test_what_a_guest_writes_during_a_backup_is_not_in_it(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_a_guest_writes_during_a_backup_is_not_in_it(tmp_path: Path) -> Non
     with Guest([Drive.raw(name, path) for name, path in disks.items()]) as guest:
         guest.wait_for_login()
         guest.run("head -c 8000000 /dev/urandom >/dev/vdb; sync")
-        guest.start_command("while :; do head -c 8000000 /dev/urandom >/dev/vdb; date >>/root/log; sync; done")
+        guest.start_command("while :; do head -c 8000000 /dev/urandom >/dev/vdb; date >>/srv/log; sync; done")
         guest.execute("stop")
         frozen = {name: path.read_bytes() for name, path in disks.items()}
         specs = {name: VolumeSpec(guest.uri(name)) for name in disks}
@@ -163,7 +163,7 @@ def test_a_machine_that_is_killed_in_the_middle_of_a_backup(manager: StateManage
         guest.wait_for_login()
         manager.register_vm("killed", {"root": guest.uri("root")})
         snapshot = manager.create_snapshot("killed")
-        guest.run("head -c 9000000 /dev/urandom >/root/file; sync")
+        guest.run("head -c 9000000 /dev/urandom >/srv/file; sync")
 
         def kill(progress: Progress) -> None:
             if progress.bytes_done:
@@ -174,7 +174,7 @@ def test_a_machine_that_is_killed_in_the_middle_of_a_backup(manager: StateManage
     assert len(manager.points("killed")) == 1
     with Guest(drives) as guest:
         guest.wait_for_login()
-        guest.run("echo kept >/root/other; sync")
+        guest.run("echo kept >/srv/other; sync")
         manager.register_vm("killed", {"root": guest.uri("root")}, replace=True)
         backup = manager.incremental_backup("killed", snapshot)
         volume = manager.point(backup).volumes[0]
@@ -182,9 +182,9 @@ def test_a_machine_that_is_killed_in_the_middle_of_a_backup(manager: StateManage
         assert "no bitmap" in volume.reading_note
         assert manager.last_transfer is not None
         assert any("no bitmap" in notice for notice in manager.last_transfer.notices)
-        guest.run("echo more >/root/more; sync")
+        guest.run("echo more >/srv/more; sync")
         again = manager.incremental_backup("killed", snapshot)
         assert manager.point(again).volumes[0].reading is Reading.CHANGED
     target = manager.restore_vm(snapshot, again, target=tmp_path / "restored")
     for name, content in {"other": "kept", "more": "more"}.items():
-        assert content in tool("debugfs", "-R", f"cat /root/{name}", target / "root.raw")
+        assert content in tool("debugfs", "-R", f"cat /srv/{name}", target / "root.raw")

@@ -68,14 +68,29 @@ def make_scratch(monitor: Monitor, fleece: Fleece, disk: Disk) -> None:
         HoldfastError: SOURCE_UNREADABLE if QEMU cannot write in that folder.
     """
     file = {"driver": "file", "filename": str(fleece.scratch)}
-    _create(monitor, fleece, {**file, "size": 0})
     try:
+        _make_private(fleece.scratch, monitor.path)
+        _create(monitor, fleece, {**file, "size": 0})
         monitor.execute("blockdev-add", {"node-name": fleece.file_node, **file})
         _create(monitor, fleece, {"driver": "qcow2", "file": fleece.file_node, "size": disk.size_bytes})
         image = {"driver": "qcow2", "file": fleece.file_node, "backing": disk.node}
         monitor.execute("blockdev-add", {"node-name": fleece.node, **image})
     finally:
         _forget_name(fleece.scratch)
+
+
+def _make_private(scratch: Path, monitor_socket: Path) -> None:
+    """Make the file for whom QEMU runs as alone: QEMU itself would let everybody read the guest's old blocks."""
+    with contextlib.suppress(OSError):  # We may not write there; then it is QEMU's to make, or to refuse.
+        owner = monitor_socket.stat()
+        descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except OSError:
+            scratch.unlink()
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def _forget_name(scratch: Path) -> None:

@@ -31,7 +31,11 @@ class MonitorLost(HoldfastError):
 
 
 class Monitor:
-    """A connection to a QMP socket. QEMU serves one client at a time on each, so it is held only while needed."""
+    """A connection to a QMP socket. QEMU serves one client at a time on each, so it is held only while needed.
+
+    Attributes:
+        path: the socket.
+    """
 
     def __init__(self, path: Path) -> None:
         """Connect and agree on capabilities.
@@ -47,7 +51,7 @@ class Monitor:
                 ErrorCode.SOURCE_UNREADABLE,
                 "volumes of a running QEMU need the library qemu.qmp; install it with: pip install 'holdfast[vm]'",
             ) from error
-        self._path = path
+        self.path = path
         self._loop = LoopThread()
         self._client: QMPClient = QMPClient("holdfast")
         self._client.events.event_filter = lambda _event: False  # Nobody reads them, and they would pile up.
@@ -63,14 +67,14 @@ class Monitor:
         from qemu.qmp import QMPError
 
         try:
-            await asyncio.wait_for(self._client.connect(str(self._path)), GREETS_WITHIN_S)
+            await asyncio.wait_for(self._client.connect(str(self.path)), GREETS_WITHIN_S)
         except TimeoutError as error:
             raise MonitorLost(
-                f"the QEMU behind {self._path} does not greet within {GREETS_WITHIN_S:g} s: another client holds this "
+                f"the QEMU behind {self.path} does not greet within {GREETS_WITHIN_S:g} s: another client holds this "
                 "socket, or QEMU hangs; give Holdfast a QMP socket of its own"
             ) from error
         except (QMPError, OSError) as error:
-            raise MonitorLost(f"no QEMU answers on the QMP socket {self._path}: {error}") from error
+            raise MonitorLost(f"no QEMU answers on the QMP socket {self.path}: {error}") from error
 
     def execute(self, command: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Run a command and return its answer.
@@ -79,7 +83,7 @@ class Monitor:
             HoldfastError: SOURCE_UNREADABLE if QEMU refuses it; `MonitorLost` if it does not answer.
         """
         if self._lost:
-            raise MonitorLost(f"the QEMU behind {self._path} has gone")
+            raise MonitorLost(f"the QEMU behind {self.path} has gone")
         try:
             return self._loop.run(self._execute(command, arguments))
         except MonitorLost:
@@ -96,7 +100,7 @@ class Monitor:
         except TimeoutError as error:
             raise MonitorLost(f"QEMU did not answer {command} within {ANSWERS_WITHIN_S:g} s") from error
         except (QMPError, OSError) as error:
-            raise MonitorLost(f"the QEMU behind {self._path} has gone") from error
+            raise MonitorLost(f"the QEMU behind {self.path} has gone") from error
 
     def transaction(self, actions: list[dict[str, Any]]) -> None:
         """Run actions so that all or none of them happen; nothing for none.
@@ -118,7 +122,7 @@ class Monitor:
         while not condition():
             if time.monotonic() > deadline_s:
                 raise HoldfastError(
-                    ErrorCode.SOURCE_UNREADABLE, f"QEMU behind {self._path} did not get done with {what} in time"
+                    ErrorCode.SOURCE_UNREADABLE, f"QEMU behind {self.path} did not get done with {what} in time"
                 )
             time.sleep(next(steps, _STEPS_S[-1]))
 
