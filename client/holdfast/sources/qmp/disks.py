@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from holdfast.sources.qmp.bitmaps import Bitmap, bitmaps_of
-from holdfast.sources.qmp.monitor import Monitor
+from holdfast.sources.qmp.monitor import Monitor, understanding
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 
 _CLOSES_IN_MAIN_THREAD: Final = 9
@@ -34,6 +34,7 @@ class Disk:
     device_path: str
 
 
+@understanding("disks")
 def find_disks(monitor: Monitor, devices: Iterable[str]) -> dict[str, Disk]:
     """Return the disks by what names them: a device's id, a drive's name, or a node's name.
 
@@ -56,6 +57,7 @@ def find_disks(monitor: Monitor, devices: Iterable[str]) -> dict[str, Disk]:
     return found
 
 
+@understanding("bitmaps")
 def read_bitmaps(monitor: Monitor, node: str) -> dict[str, Bitmap]:
     """Return a node's bitmaps of ours as they are now.
 
@@ -94,6 +96,7 @@ def _node_of(
     raise HoldfastError(ErrorCode.SOURCE_UNREADABLE, f"QEMU has no disk {device}; it has: {listed}")
 
 
+@understanding("threads")
 def check_threads(monitor: Monitor, disks: Mapping[str, Disk]) -> None:
     """Refuse disks that have an I/O thread of their own, in releases of QEMU that abort when an NBD client leaves them.
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from holdfast.sources.qmp.bitmaps import Action
 from holdfast.sources.qmp.disks import Disk
-from holdfast.sources.qmp.monitor import Monitor
+from holdfast.sources.qmp.monitor import Monitor, understanding
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 
 _OURS: Final = "holdfast-"
@@ -61,6 +61,7 @@ def plan_fleece(disk: Disk, *, at: int, point_id: str, scratch: Path | None, bes
     return Fleece(node, folder / f"{_SCRATCH_PREFIX}{token}-{at:03}.scratch")
 
 
+@understanding("jobs")
 def make_scratch(monitor: Monitor, fleece: Fleece, disk: Disk) -> None:
     """Let QEMU make the scratch image over the disk, and take its name away: it ends with QEMU, however that ends.
 
@@ -121,6 +122,7 @@ def hold(fleece: Fleece, disk: Disk) -> Action:
     return {"type": "blockdev-backup", "data": data}
 
 
+@understanding("jobs")
 def is_holding(monitor: Monitor, fleece: Fleece) -> bool:
     """Whether the disk was held all the time: the job ends when somebody cancels it, and then the export moves on."""
     return _jobs(monitor).get(fleece.job, {}).get("status") == "running"
@@ -154,6 +156,7 @@ def clear_leftovers(monitor: Monitor) -> None:
     _release(monitor, _OURS)
 
 
+@understanding("jobs, exports and nodes")
 def _release(monitor: Monitor, prefix: str) -> None:
     """Take away exports, jobs and nodes by the beginning of their names, in the order in which they hold each other."""
 
@@ -197,6 +200,7 @@ def server_socket(monitor_socket: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"{_OURS}{token}.nbd"
 
 
+@understanding("exports")
 def start_server(monitor: Monitor, path: Path) -> None:
     """Start QEMU's NBD server, of which it has one.
 

@@ -17,7 +17,7 @@ from holdfast.sources.qmp.agent import frozen
 from holdfast.sources.qmp.bitmaps import Action
 from holdfast.sources.qmp.disks import Disk, check_threads, find_disks, read_bitmaps
 from holdfast.sources.qmp.fleecing import Fleece
-from holdfast.sources.qmp.monitor import Monitor
+from holdfast.sources.qmp.monitor import Monitor, understanding
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 
 GRANULARITY_BYTES_MAX: Final = 65536
@@ -221,6 +221,7 @@ class Machine:
             if not any(each.open for each in self._disks):
                 self._monitor.close()
 
+    @understanding("state")
     def _status(self) -> str:
         return str(self._monitor.execute("query-status")["status"])
 

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,21 @@ class MonitorLost(HoldfastError):
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.SOURCE_UNREADABLE, message)
+
+
+@contextlib.contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Read an answer in the block: one of another form than QEMU's is a plain error, and no fault of ours.
+
+    Raises:
+        HoldfastError: SOURCE_UNREADABLE.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HoldfastError(
+            ErrorCode.SOURCE_UNREADABLE, f"QEMU tells of its {what} in a form that is not understood: {error!r:.200}"
+        ) from error
 
 
 class Monitor:
