@@ -25,6 +25,9 @@ from holdfast_core.model.limits import MIB
 TRIES_FIRST: Final = 64
 TRIES_REMEMBERED: Final = 128
 PROBE_EVERY: Final = 16
+MANY: Final = 16
+SPANS_IN_VAIN_MAX: Final = 4
+_TRIES_OF_MANY: Final = 8
 BASES_BYTES_MAX: Final = 32 * MIB
 _SEALED_AT_ONCE: Final = 8
 
@@ -32,8 +35,12 @@ _SEALED_AT_ONCE: Final = 8
 class Trials:
     """Whether deltas pay in this session. Pure.
 
-    The first blocks are all tried. From then on, all are while at least a quarter of the recent tries made a delta,
-    and one in `PROBE_EVERY` is otherwise, so that a part of the disk where deltas do pay is noticed.
+    A span with many candidates finds out by trying some of its own: a database's pages lie together, and so do files
+    that were newly written. Where several such spans in a row were in vain, sealers leave only one block in
+    `PROBE_EVERY` waiting, until one of those is a delta again.
+
+    Candidates that are alone or few in their span go by what became of the others like them. The first `TRIES_FIRST`
+    are tried; from then on all are while deltas pay, else one in `PROBE_EVERY`.
     """
 
     def __init__(self) -> None:
@@ -41,31 +48,49 @@ class Trials:
         self._begun = 0
         self._tried = 0
         self._used = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether enough was tried to tell."""
-        return self._tried >= TRIES_FIRST
+        self._spans_in_vain = 0
 
     @property
     def every(self) -> int:
-        """One in how many blocks is to be tried."""
-        return 1 if not self.known or 4 * self._used >= self._tried else PROBE_EVERY
+        """One in how many candidates sealers are to leave waiting."""
+        return 1 if self._spans_in_vain < SPANS_IN_VAIN_MAX else PROBE_EVERY
+
+    def note_span(self, tried: int, used: int) -> None:
+        """Take note of a span that tried some of its many candidates, or those that its sealer left it."""
+        if pays(tried, used):
+            self._spans_in_vain = 0
+        else:
+            self._spans_in_vain += 1
+
+    @property
+    def known(self) -> bool:
+        """Whether enough of the scattered candidates were tried to tell of them."""
+        return self._tried >= TRIES_FIRST
+
+    @property
+    def scattered_every(self) -> int:
+        """One in how many scattered candidates is to be tried."""
+        return 1 if not self.known or pays(self._tried, self._used) else PROBE_EVERY
 
     def begin(self, wanted: int) -> int:
-        """Return how many of `wanted` blocks may be tried before more is known."""
+        """Return how many of `wanted` scattered candidates may be tried before more is known."""
         allowed = max(0, min(wanted, TRIES_FIRST - self._begun))
         self._begun += allowed
         return allowed
 
     def note(self, tried: int, used: int) -> None:
-        """Take note of tries, and of how many of them made a delta."""
+        """Take note of scattered candidates that were tried, and of how many became deltas."""
         self._tried += tried
         self._used += used
         while self._tried > TRIES_REMEMBERED:
             # The older half of what is remembered weighs less and less.
             self._tried -= self._tried // 2
             self._used -= self._used // 2
+
+
+def pays(tried: int, used: int) -> bool:
+    """Return whether so many deltas of so many tries are worth going on."""
+    return 4 * used >= tried
 
 
 class _Room:
@@ -111,8 +136,10 @@ class DeltaCoder:
         """One in how many of the blocks that could be deltas is to be left waiting; 0 for none."""
         return self._trials.every if self._fetcher.usable else 0
 
-    async def complete(self, sealed: asyncio.Future[SealedSpan], *, block_bytes: int) -> SealedSpan:
+    async def complete(self, sealed: asyncio.Future[SealedSpan], *, block_bytes: int, every: int) -> SealedSpan:
         """Wait for a span, and return it when none of its blocks waits any more.
+
+        One in `every` of the blocks that could have waited does.
 
         Raises:
             HoldfastError: what sealing the span raised, and as `BaseFetcher.fetch`.
@@ -120,10 +147,12 @@ class DeltaCoder:
         span = await sealed
         waiting, span.waiting = span.waiting, []
         while waiting:
-            waiting = await self._seal_new(span, waiting, block_bytes)
+            waiting = await self._seal_new(span, waiting, block_bytes, every)
         return span
 
-    async def _seal_new(self, span: SealedSpan, waiting: Sequence[Waiting], block_bytes: int) -> list[Waiting]:
+    async def _seal_new(
+        self, span: SealedSpan, waiting: Sequence[Waiting], block_bytes: int, every: int
+    ) -> list[Waiting]:
         """Seal what nobody has sealed or is sealing; returns what is left, which is nothing unless another failed."""
         own: list[Waiting] = []
         shared: list[tuple[Waiting, asyncio.Future[Reference | None]]] = []
@@ -138,7 +167,12 @@ class DeltaCoder:
                 self._under_way[fingerprint] = asyncio.get_running_loop().create_future()
                 own.append(item)
         try:
-            await self._seal(span, own, block_bytes)
+            if every > 1 and own:
+                self._trials.note_span(len(own), await self._try(span, own, block_bytes))
+            elif len(own) >= MANY:
+                await self._seal_many(span, own, block_bytes)
+            else:
+                await self._seal_few(span, own, block_bytes)
         finally:
             for item in own:
                 fingerprint = span.fingerprints[item.position]
@@ -152,35 +186,46 @@ class DeltaCoder:
                 _reuse(span, item, reference)
         return left
 
-    async def _seal(self, span: SealedSpan, items: Sequence[Waiting], block_bytes: int) -> None:
-        """Seal blocks, as deltas where that is worth trying."""
-        while items and self.every and not self._trials.known:
+    async def _seal_many(self, span: SealedSpan, items: Sequence[Waiting], block_bytes: int) -> None:
+        """Seal blocks, and try some of them to learn whether to try all."""
+        step = len(items) // _TRIES_OF_MANY
+        some = items[::step]
+        used = await self._try(span, some, block_bytes)
+        self._trials.note_span(len(some), used)
+        rest = [item for at, item in enumerate(items) if at % step]
+        if pays(len(some), used):
+            await self._try(span, rest, block_bytes)
+        else:
+            await self._seal_all(span, rest, {})
+
+    async def _seal_few(self, span: SealedSpan, items: Sequence[Waiting], block_bytes: int) -> None:
+        """Seal blocks, and try them if that was worth it for others like them."""
+        while items and self._fetcher.usable and not self._trials.known:
             count = self._trials.begin(len(items))
             if count:
-                await self._try(span, items[:count], block_bytes)
+                used = await self._try(span, items[:count], block_bytes)
+                self._trials.note(count, used)
                 items = items[count:]
+                self._noted.set()
+                self._noted = asyncio.Event()
             else:
                 await self._noted.wait()
-        every = self.every
+        every = self._trials.scattered_every
         tried = [item for item in items if is_tried(span.fingerprints[item.position], every)]
-        plain = [item for item in items if not is_tried(span.fingerprints[item.position], every)]
-        await self._seal_all(span, plain, {})
-        await self._try(span, tried, block_bytes)
+        await self._seal_all(span, [item for item in items if item not in tried], {})
+        self._trials.note(len(tried), await self._try(span, tried, block_bytes))
 
-    async def _try(self, span: SealedSpan, items: Sequence[Waiting], block_bytes: int) -> None:
-        """Fetch the bases of blocks and seal them."""
-        if not items:
-            return
-        base_ids = {item.base_id for item in items}
+    async def _try(self, span: SealedSpan, items: Sequence[Waiting], block_bytes: int) -> int:
+        """Fetch the bases of blocks and seal them; returns how many became deltas."""
+        base_ids = {item.base_id for item in items} if self._fetcher.usable else set()
+        if not base_ids:
+            return await self._seal_all(span, items, {})
         taken = await self._room.take(len(base_ids) * block_bytes)
         try:
             bases = await self._fetcher.fetch(base_ids, block_bytes=block_bytes)
-            used = await self._seal_all(span, items, bases)
+            return await self._seal_all(span, items, bases)
         finally:
             await self._room.give_back(taken)
-        self._trials.note(len(items), used)
-        self._noted.set()
-        self._noted = asyncio.Event()
 
     async def _seal_all(self, span: SealedSpan, items: Sequence[Waiting], bases: Mapping[bytes, bytes]) -> int:
         """Seal blocks in worker threads, against their bases where these are given; returns how many became deltas."""

@@ -441,7 +441,7 @@ def _spans_of(run: _Run, leaf: GrowingLeaf, base: VolumeLeaf | None) -> list[Pen
         sealed = span = asyncio.wrap_future(future)
         sealed.add_done_callback(_seen)
         if run.deltas is not None:
-            span = run.group.create_task(run.deltas.complete(sealed, block_bytes=run.block_bytes))
+            span = run.group.create_task(run.deltas.complete(sealed, block_bytes=run.block_bytes, every=every))
         end_offset = min(offset + end * run.block_bytes, run.size_bytes)
         weight = leaf.share(first, end) * (end - first) * run.block_bytes / SPAN_BYTES
         items.append(PendingSpan(leaf, future, sealed, span, end_offset, (first, end) == spans[-1], weight))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.bases import FETCHES_MAX, BaseFetcher
-from holdfast.deltas import PROBE_EVERY, TRIES_FIRST, DeltaCoder, Trials
+from holdfast.deltas import PROBE_EVERY, SPANS_IN_VAIN_MAX, TRIES_FIRST, DeltaCoder, Trials
 from holdfast.spans import UNSEALED, FingerprintCache, SealedSpan, SpanContext, Waiting, seal_volume_span
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -77,12 +77,12 @@ class Rig:
         self.executor = ThreadPoolExecutor(2)
         self.coder = DeltaCoder(self.fetcher, RING.sealer(Kind.VOLUME, EPOCH), self.executor, self.cache)
 
-    async def complete(self, *spans: SealedSpan) -> list[SealedSpan]:
+    async def complete(self, *spans: SealedSpan, every: int = 1) -> list[SealedSpan]:
         """Complete spans, all at once."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[SealedSpan]] = [loop.create_future() for _ in spans]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.coder.complete(each, block_bytes=SMALL)) for each in futures]
+            tasks = [group.create_task(self.coder.complete(each, block_bytes=SMALL, every=every)) for each in futures]
             for future, span in zip(futures, spans, strict=True):
                 future.set_result(span)
         return [task.result() for task in tasks]
@@ -253,17 +253,69 @@ def test_once_bases_cannot_be_had_nobody_waits_for_them_again(how: str) -> None:
     assert rig.damaged == []
 
 
-def test_where_deltas_do_not_pay_few_bases_are_fetched() -> None:
-    count = 40 * TRIES_FIRST
-    before = [sealed(noise(100, number)) for number in range(count)]
-    rig = Rig(Shelf(*before))
-    blocks = [(noise(100, count + at), block.id) for at, block in enumerate(before)]
-    step = TRIES_FIRST
-    spans = rig.run(*[span_of(*blocks[at : at + step]) for at in range(0, count, step)])
-    check(spans, [[plain for plain, _ in blocks[at : at + step]] for at in range(0, count, step)], rig.shelf)
-    asked = sum(map(len, rig.shelf.asked))
-    assert TRIES_FIRST <= asked < TRIES_FIRST + 2 * count / PROBE_EVERY
-    assert rig.coder.every == PROBE_EVERY
+def rewritten(count: int, seed: int, shelf: Shelf, *, little: bool) -> list[tuple[bytes, bytes]]:
+    """Blocks with their bases: changed a little, or written anew; what they were is on the shelf."""
+    blocks = []
+    for number in range(seed * 10_000, seed * 10_000 + count):
+        before = sealed(noise(300, number))
+        shelf.blocks[before.id] = before
+        new = noise(300, number)[:-1] + b"!" if little else noise(300, -1 - number)
+        blocks.append((new, before.id))
+    return blocks
+
+
+def test_a_span_of_many_candidates_finds_out_for_itself() -> None:
+    rig = Rig(Shelf())
+    kinds = [True, False, False, True, False, True, False]
+    blocks = [rewritten(100, seed, rig.shelf, little=little) for seed, little in enumerate(kinds)]
+    spans = rig.run(*[span_of(*each) for each in blocks])
+    check(spans, [[plain for plain, _ in each] for each in blocks], rig.shelf)
+    assert [span.delta_blocks for span in spans] == [100 if little else 0 for little in kinds]
+    in_vain = 100 // (100 // 8) + 1
+    assert sum(map(len, rig.shelf.asked)) == sum(100 if little else in_vain for little in kinds)
+
+
+def test_where_deltas_do_not_pay_sealers_leave_little_until_they_do() -> None:
+    rig = Rig(Shelf())
+    written = [rewritten(64, seed, rig.shelf, little=False) for seed in range(SPANS_IN_VAIN_MAX)]
+    thinned = rewritten(4, 20, rig.shelf, little=False)
+    paying = rewritten(4, 21, rig.shelf, little=True)
+
+    async def run() -> None:
+        for each in written:
+            assert rig.coder.every == 1
+            await rig.complete(span_of(*each))
+        for each, before, after in ((thinned, PROBE_EVERY, PROBE_EVERY), (paying, PROBE_EVERY, 1)):
+            assert rig.coder.every == before
+            (span,) = await rig.complete(span_of(*each), every=PROBE_EVERY)
+            check([span], [[plain for plain, _ in each]], rig.shelf)
+            assert rig.coder.every == after
+
+    asyncio.run(run())
+    rig.executor.shutdown()
+    assert sum(map(len, rig.shelf.asked)) == SPANS_IN_VAIN_MAX * 8 + 8
+
+
+def test_scattered_candidates_go_by_others_like_them() -> None:
+    rig = Rig(Shelf())
+    count = 6 * TRIES_FIRST
+    blocks = rewritten(count, 0, rig.shelf, little=False)
+    later = rewritten(8 * TRIES_FIRST * PROBE_EVERY // 4, 1, rig.shelf, little=True)
+
+    async def run() -> None:
+        for each in (blocks, later):
+            for at in range(0, len(each), 2):
+                (span,) = await rig.complete(span_of(*each[at : at + 2]))
+                check([span], [[plain for plain, _ in each[at : at + 2]]], rig.shelf)
+            made.append(span.delta_blocks)
+            asked.append(sum(map(len, rig.shelf.asked)))
+
+    made: list[int] = []
+    asked: list[int] = []
+    asyncio.run(run())
+    rig.executor.shutdown()
+    assert made == [0, 2]
+    assert TRIES_FIRST <= asked[0] < TRIES_FIRST + count // 4
 
 
 @given(st.lists(st.booleans(), min_size=TRIES_FIRST, max_size=600))
@@ -272,13 +324,14 @@ def test_trials_follow_what_the_recent_tries_made(outcomes: list[bool]) -> None:
     assert sum(trials.begin(10) for _ in range(20)) == TRIES_FIRST
     for at, outcome in enumerate(outcomes):
         assert trials.known == (at >= TRIES_FIRST)
-        assert trials.known or trials.every == 1
+        assert trials.known or trials.scattered_every == 1
         trials.note(1, int(outcome))
-    assert trials.every in (1, PROBE_EVERY)
-    for pays, every in ((True, 1), (False, PROBE_EVERY), (True, 1)):
+    assert trials.scattered_every in (1, PROBE_EVERY)
+    for paid, every in ((True, 1), (False, PROBE_EVERY), (True, 1)):
         for _ in range(2 * TRIES_FIRST):
-            trials.note(1, int(pays))
-        assert trials.every == every
+            trials.note(1, int(paid))
+        assert trials.scattered_every == every
+    assert trials.every == 1
 
 
 def test_a_span_leaves_waiting_what_had_another_block_before() -> None:
