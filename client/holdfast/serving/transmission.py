@@ -120,7 +120,8 @@ class Transmission:
             full = error.code is ErrorCode.TARGET_UNWRITABLE and error.facts.get("errno") in _NO_SPACE
             reply = self._failure(request, Errno.NOSPC if full else Errno.IO, error.message)
         async with self._sending:
-            self._writer.write(reply)
+            for part in reply:
+                self._writer.write(part)
             await self._writer.drain()
 
     def _check(self, request: nbd.Request) -> None:
@@ -148,8 +149,8 @@ class Transmission:
         if command == Command.BLOCK_STATUS and not self._allocation:
             raise RefusedError(Errno.INVAL, "no context was agreed on")
 
-    async def _perform(self, request: nbd.Request, payload: bytes) -> bytes:
-        """Do what is asked; returns the reply.
+    async def _perform(self, request: nbd.Request, payload: bytes) -> list[bytes]:
+        """Do what is asked; returns the reply in parts.
 
         Raises:
             HoldfastError: what the device says.
@@ -171,16 +172,19 @@ class Transmission:
             device.fetch_ahead(request.offset, request.length)
         if command == Command.FLUSH or request.flags & CommandFlag.FUA:
             await device.flush()
-        return nbd.pack_simple_reply(nbd.SimpleReply(0, request.cookie))
+        return [nbd.pack_simple_reply(nbd.SimpleReply(0, request.cookie))]
 
-    def _data(self, request: nbd.Request, pieces: list[bytes]) -> bytes:
-        if not self._structured:
-            return b"".join((nbd.pack_simple_reply(nbd.SimpleReply(0, request.cookie)), *pieces))
-        length = nbd.OFFSET.size + request.length
-        head = nbd.pack_chunk_header(nbd.ChunkHeader(nbd.CHUNK_DONE, Chunk.OFFSET_DATA, request.cookie, length))
-        return b"".join((head, nbd.OFFSET.pack(request.offset), *pieces))
+    def _data(self, request: nbd.Request, pieces: list[bytes]) -> list[bytes]:
+        if self._structured:
+            length = nbd.OFFSET.size + request.length
+            chunk = nbd.ChunkHeader(nbd.CHUNK_DONE, Chunk.OFFSET_DATA, request.cookie, length)
+            head = nbd.pack_chunk_header(chunk) + nbd.OFFSET.pack(request.offset)
+        else:
+            head = nbd.pack_simple_reply(nbd.SimpleReply(0, request.cookie))
+        # The head goes with the first piece, in one packet where that is all; the other pieces are not copied again.
+        return [head + pieces[0], *pieces[1:]]
 
-    def _status(self, request: nbd.Request, spans: list[Span]) -> bytes:
+    def _status(self, request: nbd.Request, spans: list[Span]) -> list[bytes]:
         limit = 1 if request.flags & CommandFlag.REQ_ONE else EXTENTS_MAX
         extents = [
             nbd.StatusExtent(span.length, Status.HOLE | Status.ZERO if span.zero else 0) for span in spans[:limit]
@@ -188,10 +192,10 @@ class Transmission:
         data = nbd.pack_block_status(CONTEXT_ID, extents)
         return self._chunk(request, Chunk.BLOCK_STATUS, data)
 
-    def _chunk(self, request: nbd.Request, kind: Chunk, data: bytes) -> bytes:
-        return nbd.pack_chunk_header(nbd.ChunkHeader(nbd.CHUNK_DONE, kind, request.cookie, len(data))) + data
+    def _chunk(self, request: nbd.Request, kind: Chunk, data: bytes) -> list[bytes]:
+        return [nbd.pack_chunk_header(nbd.ChunkHeader(nbd.CHUNK_DONE, kind, request.cookie, len(data))) + data]
 
-    def _failure(self, request: nbd.Request, error: Errno, reason: str) -> bytes:
+    def _failure(self, request: nbd.Request, error: Errno, reason: str) -> list[bytes]:
         if self._structured:
             return self._chunk(request, Chunk.ERROR, nbd.pack_error(error, reason))
-        return nbd.pack_simple_reply(nbd.SimpleReply(error, request.cookie))
+        return [nbd.pack_simple_reply(nbd.SimpleReply(error, request.cookie))]
