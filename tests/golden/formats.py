@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from holdfast.serving.overlay import Manifest, OverlayVolume
+from holdfast.serving.unit_map import UnitMap
 from holdfast_core.model.audit.export import export_lines
 from holdfast_core.model.audit.heads import HeadSigner, head_input
 from holdfast_core.model.audit.merkle import Frontier, leaf_hash
@@ -313,6 +315,21 @@ def file_set() -> bytes:
     return content + encode_end(FILE_ENTRIES, content_bytes=len(content))
 
 
+OVERLAY: Final = Manifest(
+    "web-1",
+    "bkp-abcdefghijklmnopqrstuvwxyz",
+    (OverlayVolume("data", 2**20 + 512, 16_384), OverlayVolume("root", 4 * 2**30, 65_536)),
+)
+
+
+def overlay_map_page() -> bytes:
+    """The second page of a map in which units 32,768 to 32,777 and the last one are held."""
+    units = UnitMap(40_000)
+    units.add(32_768, 32_778)
+    units.add(39_999, 40_000)
+    return units.take_changed()[1]
+
+
 FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "block-stored.bin": lambda: sealed(Codec.STORED, Kind.VOLUME, 1, filler("noise", 100)).data,
     "block-lz4.bin": lambda: sealed(Codec.LZ4, Kind.APPLICATION, 2, TEXT).data,
@@ -342,4 +359,6 @@ FORMATS: Final[dict[str, Callable[[], bytes]]] = {
     "audit-export.jsonl": audit_export,
     "audit-head-input.bin": audit_head_input,
     "file-set.bin": file_set,
+    "overlay.json": lambda: OVERLAY.to_json().encode(),
+    "overlay-map-page.bin": overlay_map_page,
 }

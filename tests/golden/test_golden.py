@@ -9,6 +9,8 @@ import struct
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from holdfast.serving.overlay import Manifest
+from holdfast.serving.unit_map import UnitMap
 from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.block import Codec, Kind, block_id, parse_header, verify
@@ -30,6 +32,7 @@ from tests.golden.formats import (
     MASTER,
     OBJECT_INNER,
     OBJECT_LEAF,
+    OVERLAY,
     RING,
     SECRETS,
     TEXT,
@@ -165,3 +168,10 @@ def test_files_are_rewritten_only_when_asked(capsys: pytest.CaptureFixture[str])
     assert regenerate.main([]) == regenerate.main(["--yes"]) == 2
     assert "nothing written" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in FOLDER.iterdir()} == before
+
+
+def test_an_overlay_is_still_known() -> None:
+    assert Manifest.from_json(golden("overlay.json").decode(), FOLDER) == OVERLAY
+    units = UnitMap(40_000)
+    units.load(1, golden("overlay-map-page.bin"))
+    assert [(first, end) for first, end, held in units.runs(0, 40_000) if held] == [(32_768, 32_778), (39_999, 40_000)]
