@@ -70,6 +70,7 @@ class Monitor:
         self.path = path
         self._loop = LoopThread()
         self._client: QMPClient = QMPClient("holdfast")
+        self._client.logger.disabled = True  # What goes wrong is raised as well, and told once.
         self._client.events.event_filter = lambda _event: False  # Nobody reads them, and they would pile up.
         self._lost = False
         try:
@@ -89,7 +90,7 @@ class Monitor:
                 f"the QEMU behind {self.path} does not greet within {GREETS_WITHIN_S:g} s: another client holds this "
                 "socket, or QEMU hangs; give Holdfast a QMP socket of its own"
             ) from error
-        except (QMPError, OSError) as error:
+        except (QMPError, OSError, EOFError, ValueError) as error:
             raise MonitorLost(f"no QEMU answers on the QMP socket {self.path}: {error}") from error
 
     def execute(self, command: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
@@ -115,7 +116,7 @@ class Monitor:
             raise HoldfastError(ErrorCode.SOURCE_UNREADABLE, f"QEMU refused {command}: {error}") from error
         except TimeoutError as error:
             raise MonitorLost(f"QEMU did not answer {command} within {ANSWERS_WITHIN_S:g} s") from error
-        except (QMPError, OSError) as error:
+        except (QMPError, OSError, EOFError, ValueError) as error:
             raise MonitorLost(f"the QEMU behind {self.path} has gone") from error
 
     def transaction(self, actions: list[dict[str, Any]]) -> None:
@@ -151,6 +152,6 @@ class Monitor:
 
         try:
             await asyncio.wait_for(self._client.disconnect(), GREETS_WITHIN_S)
-        except (QMPError, OSError, EOFError, TimeoutError):
+        except (QMPError, OSError, EOFError, ValueError, TimeoutError):
             # Why it broke was told when it broke, and there is nothing left to close.
             self._lost = True
