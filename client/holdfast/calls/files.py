@@ -15,10 +15,10 @@ from holdfast.files.image_tree import ImageTree
 from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles, file_info
 from holdfast.files.retrieval import TargetTree
 from holdfast.files.stored import StoredTree
-from holdfast.files.threads import Interruptible, Told, in_thread, pulled
+from holdfast.files.threads import ImageAhead, Interruptible, Told, in_thread, pulled
 from holdfast.files.trees import FileTree, Item
 from holdfast.files.writing import SetWriter
-from holdfast.images.blocking import BlockingImage, runner_on
+from holdfast.images.blocking import runner_on
 from holdfast.images.opening import OpenedPoint, open_point
 from holdfast.pieces import pieces_of
 from holdfast.reading import OpenedObject
@@ -126,9 +126,9 @@ class AsyncFileCalls(AsyncCore):
 
     @asynccontextmanager
     async def _image_tree(self, opened: OpenedPoint, source: PointFiles) -> AsyncIterator[ImageTree]:
-        # Nothing is fetched ahead: what is read next is known from the file system, and often lies elsewhere.
+        # The image guesses nothing ahead: what is read next is known from the file system, and often lies elsewhere.
         async with opened.image(source.volume, read_ahead_bytes=0) as image:
-            blocking = BlockingImage(image, runner_on(asyncio.get_running_loop()))
+            blocking = ImageAhead(image, asyncio.get_running_loop())
             yield await asyncio.to_thread(ImageTree, blocking, partition=source.partition, root=source.root)
 
     @asynccontextmanager
@@ -240,7 +240,7 @@ class AsyncFileCalls(AsyncCore):
                 return place.write(_all_there(items, paths, resource_id, patterns=bool(include)))
 
         async with self._tree(resource_id, volume, partition) as tree:
-            return await self._walk(tree.items(selection), written)
+            return await self._walk(tree.items(selection, content=True), written)
 
     async def _verify_files(self, storage_id: str) -> int:
         """Read all of a stored set back, every byte of it; returns the number of its entries.

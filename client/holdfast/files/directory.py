@@ -60,7 +60,7 @@ class DirectoryTree:
             ) from error
         self._stack: list[int] = []
 
-    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None, content: bool = False) -> Iterator[Item]:
         """Yield what is selected, in the order of a set; sockets are left out.
 
         Raises:
@@ -87,6 +87,9 @@ class DirectoryTree:
             self._stack.remove(place.descriptor)
             os.close(place.descriptor)
             place.descriptor = -1
+
+    def expect(self, child: Child[_Place]) -> None:
+        """Prepare nothing: the kernel reads ahead by itself."""
 
     def read(self, child: Child[_Place], path: bytes) -> Pieces:
         """Return the content of a file of the directory that was entered last, holes left out.

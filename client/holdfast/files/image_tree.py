@@ -8,7 +8,7 @@ from holdfast.files.ext4.file_system import FileSystem, RandomAccess
 from holdfast.files.ext4.layout import MAGIC, MAGIC_OFFSET, Inode, damaged
 from holdfast.files.ext4.mapping import Run
 from holdfast.files.partitions import partitions_of
-from holdfast.files.trees import READ_BYTES, Child, Item, Pieces, Walk
+from holdfast.files.trees import AHEAD_BYTES, READ_BYTES, Child, Item, Pieces, Walk, looking_ahead
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.files.patterns import Selection, os_bytes, os_text
 from holdfast_core.model.files.sets import HOLE_BYTES, check_entry
@@ -34,6 +34,8 @@ class ImageTree:
         self._files = FileSystem(image, _offset_of(image, partition))
         self._entered: set[int] = set()
         self._content_bytes = 0
+        self._expected: dict[int, list[Run]] = {}
+        self._gathered: list[tuple[int, int]] = []
         self._root = self._files.root()
         for name in [each for each in os_bytes(root).split(b"/") if each]:
             self._root = self._below(name, root)
@@ -49,7 +51,7 @@ class ImageTree:
                 )
         raise HoldfastError(ErrorCode.NOT_FOUND, f"the file system has no {os_text(name)!r}, of the path {root!r}")
 
-    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None, content: bool = False) -> Iterator[Item]:
         """Yield what is selected, in the order of a set; sockets are left out.
 
         Raises:
@@ -57,7 +59,10 @@ class ImageTree:
         """
         self._entered.clear()
         self._content_bytes = 0
-        return Walk(self).items(self._root, selection, depth=depth)
+        self._expected.clear()
+        self._gathered.clear()
+        items = Walk(self).items(self._root, selection, depth=depth)
+        return looking_ahead(items) if content else items
 
     def enter(self, place: Inode) -> list[Child[Inode]]:
         """Return what a directory holds; a directory that is met twice is damage, and might have no end."""
@@ -82,6 +87,34 @@ class ImageTree:
             raise damaged(f"it has a name with a slash in it: {os_text(name)!r}")
         return Child(name, entry, inode, inode.number if inode.link_count > 1 else None)
 
+    def expect(self, child: Child[Inode]) -> None:
+        """Have the beginning of a file's content fetched; many small files are gathered to one request."""
+        if child.place.number in self._expected or self._files.inline_data(child.place) is not None:
+            return
+        runs = self._expected[child.place.number] = self._files.runs(child.place)
+        self._gather(runs, 0, AHEAD_BYTES)
+        if sum(length for _, length in self._gathered) >= READ_BYTES:
+            self._fetch()
+
+    def _gather(self, runs: Sequence[Run], start: int, end: int) -> None:
+        """Note what of a file's range is to be fetched."""
+        for run in runs:
+            low, high = max(start, run.offset), min(end, run.offset + run.length)
+            if low < high:
+                self._gathered.append((run.place + low - run.offset, high - low))
+
+    def _fetch(self) -> None:
+        """Have all that is noted fetched, neighbours in one request."""
+        place = end = 0
+        for start, length in [*sorted(self._gathered), (-1, 0)]:
+            if start == end and end:
+                end += length
+                continue
+            if end > place:
+                self._files.fetch_ahead(place, end - place)
+            place, end = start, start + length
+        self._gathered.clear()
+
     def read(self, child: Child[Inode], path: bytes) -> Pieces:
         """Return the content of a file, holes left out.
 
@@ -93,8 +126,9 @@ class ImageTree:
         if inline is not None:
             yield 0, inline.ljust(min(inode.size_bytes, HOLE_BYTES), b"\0")
             return
-        runs = self._files.runs(inode)
-        first = 0
+        runs = self._expected.pop(inode.number, None) or self._files.runs(inode)
+        self._fetch()
+        first, ahead = 0, AHEAD_BYTES
         for start, end in _ranges(runs, inode.size_bytes):
             self._content_bytes += end - start
             # Blocks that many files share would let a small image hold any amount of content. Whole units are read,
@@ -103,6 +137,10 @@ class ImageTree:
                 raise damaged("its files have more content than it has blocks")
             for at in range(start, end, READ_BYTES):
                 stop = min(end, at + READ_BYTES)
+                if stop + READ_BYTES > ahead:
+                    self._gather(runs, ahead, stop + AHEAD_BYTES)
+                    self._fetch()
+                    ahead = stop + AHEAD_BYTES
                 while runs[first].offset + runs[first].length <= at:
                     first += 1
                 yield at, self._assemble(runs, first, at, stop)

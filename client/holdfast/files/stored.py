@@ -29,7 +29,7 @@ class StoredTree:
                 self._at[entry.path] = (offset, entry)
                 offset += data_bytes(entry)
 
-    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None, content: bool = False) -> Iterator[Item]:
         """Yield what is selected, in order.
 
         Raises:

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TypeVar
 
-from holdfast.images.blocking import Runner
+from holdfast.images.blocking import BlockingImage, Runner, runner_on
+from holdfast.images.point_image import PointImage
 from holdfast.results import Progress, ProgressCallback
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 
 Answer = TypeVar("Answer")
 Element = TypeVar("Element")
+
+
+class ImageAhead(BlockingImage):
+    """A volume of a point for threads, with ranges that are begun to be fetched before they are read."""
+
+    def __init__(self, image: PointImage, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind to an image of the event loop."""
+        super().__init__(image, runner_on(loop))
+        self._point_image = image
+        self._loop = loop
+
+    def fetch_ahead(self, start: int, end: int) -> None:
+        """Begin to fetch a range; returns at once, and what goes wrong shows when it is read."""
+        self._loop.call_soon_threadsafe(self._begin, start, end)
+
+    def _begin(self, start: int, end: int) -> None:
+        with contextlib.suppress(HoldfastError):  # closed meanwhile: then nobody reads it either
+            self._point_image.fetch_ahead(start, end)
 
 
 class Interruptible(Iterator[Element]):

@@ -6,6 +6,7 @@ used by one thread at a time.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, Protocol, TypeVar
@@ -17,6 +18,8 @@ from holdfast_proto.v1 import files_pb2
 from holdfast_proto.v1.files_pb2 import FileEntry
 
 READ_BYTES: Final = 4 * 1024 * 1024
+AHEAD_BYTES: Final = 4 * READ_BYTES
+_AHEAD_ITEMS: Final = 1000
 
 Pieces = Iterator[tuple[int, bytes]]
 """Offsets and bytes of a file, ascending; what no piece covers is zero. Of a tree that a set is made from, offsets are
@@ -30,6 +33,10 @@ def no_content() -> Pieces:
     return iter(())
 
 
+def _nothing_to_expect() -> None:
+    """Prepare nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """An entry of a tree.
@@ -37,21 +44,24 @@ class Item:
     Attributes:
         entry: what is known of it; its extents may be left out.
         read: gives its content, until the next item is taken.
+        expect: says that its content will be read soon.
         wanted: whether it was selected, and is not just the directory of something that was.
     """
 
     entry: FileEntry
     read: Callable[[], Pieces] = no_content
     wanted: bool = True
+    expect: Callable[[], None] = _nothing_to_expect
 
 
 class FileTree(Protocol):
     """Files below one root."""
 
-    def items(self, selection: Selection, *, depth: int | None = None) -> Iterator[Item]:
+    def items(self, selection: Selection, *, depth: int | None = None, content: bool = False) -> Iterator[Item]:
         """Yield what is selected, and the directories that it is in, in the order of a set.
 
-        With a `depth`, nothing is looked at that lies more names below the root.
+        With a `depth`, nothing is looked at that lies more names below the root. `content` says that the content of all
+        items will be read, so that it can be fetched ahead.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE, VOLUME_CHANGED, or as the storage that it is read from.
@@ -93,6 +103,10 @@ class Directories(Protocol[Place]):
 
     def read(self, child: Child[Place], path: bytes) -> Pieces:
         """Return the content of a regular file of the directory that was entered last."""
+        ...
+
+    def expect(self, child: Child[Place]) -> None:
+        """Take note that the content of a regular file will be read soon."""
         ...
 
 
@@ -176,4 +190,21 @@ class Walk(Generic[Place]):
                 entry.kind, entry.target = files_pb2.FILE_KIND_HARD_LINK, first
                 entry.size_bytes = 0
                 return Item(entry)
-        return Item(entry, lambda: self._directories.read(child, entry.path))
+        return Item(
+            entry, lambda: self._directories.read(child, entry.path), expect=lambda: self._directories.expect(child)
+        )
+
+
+def looking_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items, the content of the next `AHEAD_BYTES` expected; for trees that can read any of them at any time."""
+    queue: deque[Item] = deque()
+    queued_bytes = 0
+    for item in items:
+        item.expect()
+        queue.append(item)
+        queued_bytes += item.entry.size_bytes
+        while queued_bytes > AHEAD_BYTES or len(queue) > _AHEAD_ITEMS:
+            first = queue.popleft()
+            queued_bytes -= first.entry.size_bytes
+            yield first
+    yield from queue

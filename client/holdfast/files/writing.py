@@ -40,7 +40,7 @@ class SetWriter:
         """
         entries: list[FileEntry] = []
         any_wanted = False
-        for item in self._tree.items(self._selection):
+        for item in self._tree.items(self._selection, content=True):
             any_wanted = any_wanted or item.wanted
             entries.append(item.entry)
             self.file_count += 1

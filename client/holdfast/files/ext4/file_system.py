@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from holdfast.files.ext4.directories import entries_of
 from holdfast.files.ext4.journal import JOURNAL_MAGIC, journalled_blocks
@@ -45,6 +45,15 @@ class RandomAccess(Protocol):
         Raises:
             HoldfastError: they could not be read.
         """
+        ...
+
+
+@runtime_checkable
+class FetchesAhead(Protocol):
+    """An image that can begin to fetch what will be read soon."""
+
+    def fetch_ahead(self, start: int, end: int) -> None:
+        """Begin to fetch a range; returns at once, and what goes wrong shows when it is read."""
         ...
 
 
@@ -162,6 +171,12 @@ class FileSystem:
         if len(plain) != length:
             raise damaged("the image ends early")
         return self._with_journal(plain, place) if self._newer else plain
+
+    def fetch_ahead(self, place: int, length: int) -> None:
+        """Have bytes fetched that will be read soon, where the image can do that."""
+        start = self._offset + place
+        if isinstance(self._image, FetchesAhead) and start + length <= self._image.size_bytes:
+            self._image.fetch_ahead(start, start + length)
 
     def _with_journal(self, plain: bytes, place: int) -> bytes:
         size, end = self._superblock.block_bytes, place + len(plain)
