@@ -133,6 +133,37 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
     assert file.fetched_bytes < 5 * MIB
 
 
+class Announced(ImageFile):
+    """An image that is told what will be read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.announced: list[tuple[int, int]] = []
+
+    def fetch_ahead(self, start: int, end: int) -> None:
+        self.announced.append((start, end))
+
+
+def test_content_is_announced_before_it_is_read_and_nothing_else_is(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.bin").write_bytes(noise(100_000, number))
+        (folder / f"{number:02}.other").write_bytes(noise(100_000, 1000 + number))
+    (folder / "large.bin").write_bytes(noise(30 * MIB, 7))
+    file = Announced(make_image(tmp_path / "image", folder, size=64 * MIB))
+    with closing(ImageTree(file)) as tree:
+        assert len(list(tree.items(select()))) == 82
+        assert not file.announced
+        file.fetched.clear()
+        set_bytes(tree, ("*.bin",))
+    announced = {at for start, end in file.announced for at in range(start // 1024, end // 1024)}
+    read = {at for start, length in file.fetched for at in range(start // 1024, (start + length) // 1024)}
+    assert 34_000 < len(announced) < 36_000
+    assert len(announced - read) < 100
+    assert len(file.announced) < 200
+
+
 def test_a_directory_of_many_files(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "many").mkdir(parents=True)

@@ -82,6 +82,22 @@ def test_a_whole_set_is_read_in_one_range(tmp_path: Path) -> None:
     assert len(opened.ranges) == 1
 
 
+def test_who_is_not_root_gets_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [
+        FileEntry(path=b"dir", kind=DIRECTORY, mode=0o500, uid=7),
+        FileEntry(path=b"dir/file", kind=files_pb2.FILE_KIND_REGULAR, mode=0o6755, uid=7, gid=8),
+        FileEntry(path=b"disk", kind=files_pb2.FILE_KIND_BLOCK_DEVICE, mode=0o660, device_major=8),
+        FileEntry(path=b"pipe", kind=files_pb2.FILE_KIND_FIFO, mode=0o4600),
+    ]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = retrieve(Opened(encode_end(files, content_bytes=0)).tree, tmp_path / "target")
+    assert result.left_out == ("disk",)
+    assert result.file_count == 3
+    found = likenesses(tmp_path / "target")
+    assert {path: each.mode for path, each in found.items()} == {b"dir": 0o500, b"dir/file": 0o755, b"pipe": 0o600}
+    assert {each.owner for each in found.values()} == {(os.getuid(), os.getgid())}
+
+
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source")
     target = tmp_path / "target"
