@@ -17,12 +17,21 @@ from benchmarks.ext4 import check_filesystem, file_extents, make_filesystem, upd
 from benchmarks.packages import Package
 from benchmarks.reduction.changes import InPlace, Working, changed_in_place, changes_row, measure_changes
 from benchmarks.reduction.clones import Clones, clones_row, measure_clones
+from benchmarks.reduction.cluster import (
+    WrongBytes,
+    allocated_bytes,
+    check_restored,
+    fresh_cluster,
+    last_stats,
+    on_disk_bytes,
+)
 from benchmarks.reduction.databases import Accounts, Database, LmdbBank, SqliteBank
 from benchmarks.reduction.disks import Template, build_template
 from benchmarks.reduction.rows import DELTAS, TEXT, Goal, Row, Share, details, record, summary
 from benchmarks.reduction.tensors import Floats, draw, network, safetensors, tensors_of, write_checkpoint
 from benchmarks.reduction.texts import cut, machine_texts, measure_texts, texts_row
 from benchmarks.reduction.training import Training, measure_training, training_row
+from benchmarks.spans import data_blocks
 from holdfast.results import TransferStats
 
 MIB = 1024 * 1024
@@ -189,6 +198,22 @@ def template(tmp_path: Path, packages: list[Package]) -> Template:
     work = tmp_path / "template"
     work.mkdir()
     return build_template(work, packages, size_bytes=96 * MIB, filled_bytes=6_000_000, others_bytes=1_500_000)
+
+
+def test_allocated_bytes_are_what_the_image_holds_and_wrong_bytes_end_a_row(tmp_path: Path, template: Template) -> None:
+    """Counted from the index on one side, and from the image on the other."""
+    with fresh_cluster(tmp_path / "cluster") as manager:
+        manager.register_vm("vm", {"disk": template.image})
+        point_id = manager.create_snapshot("vm")
+        assert last_stats(manager).stored_bytes > 0
+        held = sum(len(block) for _, block in data_blocks(template.image, BLOCK))
+        assert allocated_bytes(manager, point_id) == held > 6_000_000
+        check_restored(manager, (point_id, ""), {"disk": template.image}, tmp_path / "first")
+        with open(template.image, "r+b") as disk:
+            disk.write(b"otherwise")
+        with pytest.raises(WrongBytes, match="volume disk was not restored as it was saved"):
+            check_restored(manager, (point_id, ""), {"disk": template.image}, tmp_path / "second")
+    assert on_disk_bytes(tmp_path / "cluster") > 3_000_000
 
 
 @pytest.mark.slow
