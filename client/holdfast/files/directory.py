@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.files.trees import READ_BYTES, Child, Item, Pieces, Walk
+from holdfast.sources.identity import FileIdentity, rested_identity
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.files.patterns import Selection, os_text
 from holdfast_core.model.files.sets import HOLE_BYTES
@@ -98,6 +99,8 @@ class DirectoryTree:
             HoldfastError: SOURCE_UNREADABLE or VOLUME_CHANGED.
         """
         place = child.place
+        # A change in the same tick as the one before leaves no trace: that tick is let pass before reading.
+        rested_identity(lambda: FileIdentity.of(place.status))
         descriptor = self._open(place, 0)
         try:
             size = place.status.st_size
@@ -107,7 +110,7 @@ class DirectoryTree:
                 for offset in range(start, end, READ_BYTES):
                     yield offset, self._read(descriptor, offset, min(READ_BYTES, end - offset), path)
                 at = end
-            if _identity(os.fstat(descriptor)) != _identity(place.status):
+            if FileIdentity.of(os.fstat(descriptor)) != FileIdentity.of(place.status):
                 raise _changed(path)
         except OSError as error:
             raise self._unreadable(path, error) from error
@@ -159,7 +162,7 @@ class DirectoryTree:
         now = os.fstat(descriptor)
         directory = bool(flags & os.O_DIRECTORY)
         same = (now.st_dev, now.st_ino) == (place.status.st_dev, place.status.st_ino)
-        if not same or not (directory or _identity(now) == _identity(place.status)):
+        if not same or not (directory or FileIdentity.of(now) == FileIdentity.of(place.status)):
             os.close(descriptor)
             raise _changed(place.name)
         return descriptor
@@ -177,10 +180,6 @@ class DirectoryTree:
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _next_extent(descriptor: int, at: int, size: int) -> tuple[int, int]:

@@ -6,8 +6,9 @@ lies. Nothing is ever written.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, runtime_checkable
 
 from holdfast.files.ext4.directories import entries_of
@@ -23,7 +24,7 @@ from holdfast.files.ext4.layout import (
     read_superblock,
 )
 from holdfast.files.ext4.mapping import Run, runs_of
-from holdfast_core.model.files.sets import TARGET_BYTES_MAX
+from holdfast_core.model.files.sets import FILES_MAX, TARGET_BYTES_MAX
 from holdfast_proto.v1 import files_pb2
 
 _CHUNK_BYTES: Final = 64 * 1024
@@ -107,20 +108,21 @@ class FileSystem:
         found: list[tuple[bytes, Inode]] = []
         for block in self._directory_blocks(inode):
             found += [(name, self._inodes.inode(number)) for name, number in entries_of(block, inode.number)]
+            if len(found) > FILES_MAX:
+                raise damaged(f"the directory with inode {inode.number} has more than {FILES_MAX} entries")
         return found
 
-    def _directory_blocks(self, inode: Inode) -> list[bytes]:
+    def _directory_blocks(self, inode: Inode) -> Iterator[bytes]:
         if inode.flags & INLINE_FLAG:
             # Four bytes name the parent; entries fill the rest, and the attribute where there is one.
-            return [inode.block_map[4:], inode.inline_rest()]
+            yield from (inode.block_map[4:], inode.inline_rest())
+            return
         if inode.size_bytes > min(_DIRECTORY_BYTES_MAX, self.size_bytes):
             raise damaged(f"the directory with inode {inode.number} is too large to be one")
         size = self._superblock.block_bytes
-        return [
-            self._metadata(run.place + at, size)
-            for run in runs_of(self._metadata, self._superblock, inode)
-            for at in range(0, run.length, size)
-        ]
+        for run in runs_of(self._metadata, self._superblock, inode):
+            for at in range(0, run.length, size):
+                yield self._metadata(run.place + at, size)
 
     def link_target(self, inode: Inode) -> bytes:
         """Return the text of a symbolic link.
@@ -246,4 +248,5 @@ class FileSystem:
 
 def _run_at(runs: Sequence[Run], offset: int) -> Run | None:
     """Return the run that holds an offset of the file."""
-    return next((run for run in runs if run.offset <= offset < run.offset + run.length), None)
+    at = bisect_right(runs, offset, key=lambda run: run.offset) - 1
+    return runs[at] if at >= 0 and offset < runs[at].offset + runs[at].length else None
