@@ -36,6 +36,7 @@ class ImageTree:
         self._content_bytes = 0
         self._expected: dict[int, list[Run]] = {}
         self._gathered: list[tuple[int, int]] = []
+        self._waiting: set[int] = set()
         self._root = self._files.root()
         for name in [each for each in os_bytes(root).split(b"/") if each]:
             self._root = self._below(name, root)
@@ -61,6 +62,7 @@ class ImageTree:
         self._content_bytes = 0
         self._expected.clear()
         self._gathered.clear()
+        self._waiting.clear()
         items = Walk(self).items(self._root, selection, depth=depth)
         return looking_ahead(items) if content else items
 
@@ -93,6 +95,7 @@ class ImageTree:
             return
         runs = self._expected[child.place.number] = self._files.runs(child.place)
         self._gather(runs, 0, AHEAD_BYTES)
+        self._waiting.add(child.place.number)
         if sum(length for _, length in self._gathered) >= READ_BYTES:
             self._fetch()
 
@@ -114,6 +117,7 @@ class ImageTree:
                 self._files.fetch_ahead(place, end - place)
             place, end = start, start + length
         self._gathered.clear()
+        self._waiting.clear()
 
     def read(self, child: Child[Inode], path: bytes) -> Pieces:
         """Return the content of a file, holes left out.
@@ -127,7 +131,8 @@ class ImageTree:
             yield 0, inline.ljust(min(inode.size_bytes, HOLE_BYTES), b"\0")
             return
         runs = self._expected.pop(inode.number, None) or self._files.runs(inode)
-        self._fetch()
+        if inode.number in self._waiting:
+            self._fetch()
         first, ahead = 0, AHEAD_BYTES
         for start, end in _ranges(runs, inode.size_bytes):
             self._content_bytes += end - start
