@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from holdfast.key_file import read_key_file
-from holdfast_core.model.block import Kind, SealedBlock, parse_header, verify
+from holdfast_core.model.block import Codec, Kind, SealedBlock, parse_header, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, generate_secrets
 from holdfast_core.model.layout import Layout
@@ -40,15 +40,24 @@ def blocks_of(run: Run, tenant: int) -> list[SealedBlock]:
 
 
 def opened_by(ring: KeyRing, blocks: Sequence[SealedBlock]) -> list[bytes]:
-    """What a holder of keys makes of them; blocks that do not open are left out."""
-    plain = []
+    """What a holder of keys makes of them, deltas with the help of what opened; what does not open is left out."""
+    deltas = [block for block in blocks if block.codec is Codec.ZSTD_DELTA]
+    opened: dict[bytes, bytes] = {}
     for block in blocks:
-        try:
-            plain.append(ring.opener().open(block))
-        except HoldfastError as error:
-            if error.code not in (ErrorCode.KEY_MISMATCH, ErrorCode.CORRUPT):
-                raise
-    return plain
+        if block not in deltas and (plain := attempt(ring, block)) is not None:
+            opened[block.id] = plain
+    made = [attempt(ring, block, base) for block in deltas for base in opened.items()]
+    return [*opened.values(), *[plain for plain in made if plain is not None]]
+
+
+def attempt(ring: KeyRing, block: SealedBlock, base: tuple[bytes, bytes] = (b"", b"")) -> bytes | None:
+    """Open a block, or see that this does not work."""
+    try:
+        return ring.opener().open(block, base_id=base[0], base_plain=base[1] if base[0] else None)
+    except HoldfastError as error:
+        if error.code not in (ErrorCode.KEY_MISMATCH, ErrorCode.CORRUPT):
+            raise
+        return None
 
 
 def test_a_nodes_disk_tells_lengths_kinds_codecs_and_epochs_and_opens_with_the_keys_alone(busy: Run) -> None:
