@@ -18,8 +18,12 @@ COMMAND = (sys.executable, "-m", "holdfast.cli.main")
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with no setting of Holdfast but its home, where tokens of clusters are found."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    """This process's environment with no setting of Holdfast but its home, where tokens of clusters are found.
+
+    Output is buffered as it is for everybody, so that a line that others wait for has to be flushed.
+    """
+    dropped = ("HOLDFAST_", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     home = os.environ.get("HOLDFAST_HOME")
     return kept if home is None else {**kept, "HOLDFAST_HOME": home}
 

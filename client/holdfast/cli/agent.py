@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.connection import Connection, on_cluster
-from holdfast.cli.output import print_line
+from holdfast.cli.output import print_now
 from holdfast.cli.parent import end_with_parent
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.options import TlsFiles, tls_files
@@ -96,7 +96,7 @@ async def _serve(
             allow=allow,
             below=below,
             metrics_bind=metrics,
-            started=lambda address: print_line(f"ready agent={address}"),
+            started=lambda address: print_now(f"ready agent={address}"),
         )
 
 

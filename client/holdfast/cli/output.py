@@ -43,6 +43,12 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def print_now(text: str) -> None:
+    """Print one line of a command that goes on, at once: whoever started it waits for it, perhaps through a pipe."""
+    print_line(text)
+    sys.stdout.flush()
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below a header in aligned columns, numbers to the right; just the header when there are none."""
     widths = [max(len(row[at]) for row in (header, *rows)) for at in range(len(header))]

@@ -11,7 +11,7 @@ import typer
 
 from holdfast.cli.connection import Connection, on_cluster
 from holdfast.cli.exits import say
-from holdfast.cli.output import print_facts, print_json, print_line, print_table
+from holdfast.cli.output import print_facts, print_json, print_line, print_now, print_table
 from holdfast.cli.points import SnapshotArgument, TakeoverOption, report_transfer, transfer_json
 from holdfast.cli.progress import shown
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -108,9 +108,9 @@ async def _serve(
 def _announce(connection: Connection, server: PointServer) -> None:
     uris = {name: server.uri(name) for name in server.volumes}
     if connection.json:  # on one line, for who reads it while the command runs
-        print_line(json.dumps({"point_id": server.point_id, "uris": uris}))
+        print_now(json.dumps({"point_id": server.point_id, "uris": uris}))
     else:
-        print_line("\n".join(f"ready {uri}" for uri in uris.values()))
+        print_now("\n".join(f"ready {uri}" for uri in uris.values()))
 
 
 async def _watch(server: PointServer) -> None:

@@ -107,26 +107,22 @@ class ExportReader:
         return found
 
 
-class NbdSource:
-    """An export of a server that others run. Its change tracker is theirs too: it is read and never touched."""
+class ExportedVolume:
+    """What all sources have in common that are read through an export: the reader, and the parent whose bitmap it has.
 
-    def __init__(self, endpoint: NbdEndpoint, export: str, run: BackupRun, *, live: bool = False) -> None:
-        """Connect.
+    Attributes set by whoever derives: `_reader`, and `_parent_id`, empty where no bitmap tells of the parent.
+    """
 
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE; LIMIT_EXCEEDED.
-        """
-        self._live = live
-        self._parent_id = run.parent_id
-        self._reader = ExportReader(endpoint, export, bitmap=bitmap_name(run.parent_id) if run.parent_id else "")
+    _reader: ExportReader
+    _parent_id: str
 
     @property
     def size_bytes(self) -> int:
-        """Size of the export when it was opened."""
+        """Size of the disk when it was opened."""
         return self._reader.size_bytes
 
     def allocated(self, start: int, end: int) -> Sequence[Extent]:
-        """Return what the server does not call zero.
+        """Return what the export does not call zero.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE.
@@ -142,12 +138,26 @@ class NbdSource:
         self._reader.read_into(offset, buffer)
 
     def changed_since(self, point_id: str) -> Sequence[Extent] | None:
-        """Return what the bitmap of that point has set; None if the export has none.
+        """Return what the bitmap of that point has set; None about another point, or without a bitmap that is whole.
 
         Raises:
             HoldfastError: SOURCE_UNREADABLE.
         """
         return self._reader.dirty() if point_id and point_id == self._parent_id else None
+
+
+class NbdSource(ExportedVolume):
+    """An export of a server that others run. Its change tracker is theirs too: it is read and never touched."""
+
+    def __init__(self, endpoint: NbdEndpoint, export: str, run: BackupRun, *, live: bool = False) -> None:
+        """Connect.
+
+        Raises:
+            HoldfastError: SOURCE_UNREADABLE; LIMIT_EXCEEDED.
+        """
+        self._live = live
+        self._parent_id = run.parent_id
+        self._reader = ExportReader(endpoint, export, bitmap=bitmap_name(run.parent_id) if run.parent_id else "")
 
     def why_unknown(self) -> str:
         """Return which bitmaps there are instead of the one that was looked for."""

@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from holdfast.descriptors import Extent, unreadable, volume_changed
+from holdfast.descriptors import unreadable, volume_changed
 from holdfast.results import Consistency, VolumeSpec
 from holdfast.sources.identity import FileIdentity, rested_identity
 from holdfast.sources.interface import BackupRun
-from holdfast.sources.nbd import BITMAP_PREFIX, ExportReader, bitmap_name
+from holdfast.sources.nbd import BITMAP_PREFIX, ExportedVolume, ExportReader, bitmap_name
 from holdfast.sources.qemu_tools import PrivateExport, change_bitmap, image_chain
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.uris import parse_volume_uri
@@ -32,7 +32,7 @@ _IN_USE: Final = "in-use"
 _RECORDS: Final = "auto"
 
 
-class Qcow2Source:
+class Qcow2Source(ExportedVolume):
     """A qcow2 image at rest, with all that it is backed by."""
 
     def __init__(self, path: str, run: BackupRun, *, tracking: bool = True) -> None:
@@ -76,35 +76,6 @@ class Qcow2Source:
         except BaseException:
             self._export.close()
             raise
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the disk that the image describes."""
-        return self._reader.size_bytes
-
-    def allocated(self, start: int, end: int) -> Sequence[Extent]:
-        """Return what neither the image nor a file behind it describes as zero or as nothing.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        return self._reader.allocated(start, end)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes at `offset`.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        self._reader.read_into(offset, buffer)
-
-    def changed_since(self, point_id: str) -> Sequence[Extent] | None:
-        """Return what the bitmap of that point has set; None if the image has none that is whole.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        return self._reader.dirty() if point_id and point_id == self._parent_id else None
 
     def why_unknown(self) -> str:
         """Return why the parent's bitmap cannot be used; empty where tracking is off."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from holdfast.descriptors import Extent
 from holdfast.results import Consistency, VolumeSpec
 from holdfast.sources.interface import BackupRun
+from holdfast.sources.nbd import ExportedVolume
 from holdfast.sources.qmp.machine import AskedDisk, HeldDisk, Machine
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.uris import VolumeUri, parse_volume_uri
 
 
-class QmpSource:
+class QmpSource(ExportedVolume):
     """A disk of a running QEMU as it stood when its machine's disks were opened."""
 
     def __init__(self, machine: Machine, held: HeldDisk, run: BackupRun) -> None:
@@ -25,39 +25,8 @@ class QmpSource:
         """
         self._machine = machine
         self._held = held
-        self._parent_id = run.parent_id
+        self._parent_id = run.parent_id if held.parent else ""
         self._reader = machine.reader(held)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the disk at that moment."""
-        return self._reader.size_bytes
-
-    def allocated(self, start: int, end: int) -> Sequence[Extent]:
-        """Return what QEMU does not know to be zero.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        return self._reader.allocated(start, end)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes at `offset`, as they were at that moment.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        self._reader.read_into(offset, buffer)
-
-    def changed_since(self, point_id: str) -> Sequence[Extent] | None:
-        """Return what the parent's bitmap has set; None about another point, or without a bitmap that is whole.
-
-        Raises:
-            HoldfastError: SOURCE_UNREADABLE.
-        """
-        if not self._held.parent or point_id != self._parent_id:
-            return None
-        return self._reader.dirty()
 
     def why_unknown(self) -> str:
         """Return what is wrong with the parent's bitmap."""
