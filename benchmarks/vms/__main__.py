@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from benchmarks.image import MIB, load_or_build
 from benchmarks.machine import this_machine
+from benchmarks.vms.bitmap import measure_bitmap
 from benchmarks.vms.boot import measure_boots
-from benchmarks.vms.dirty import measure_growth, measure_peers
+from benchmarks.vms.dirty import DIRTY_BYTES, measure_growth, measure_peers
 from benchmarks.vms.goals import judge
 from benchmarks.vms.lineage import measure_lineage
 from benchmarks.vms.second import measure_second
 
-_PARTS: Final = ("dirty", "growth", "second", "lineage", "lineage-churned", "boot")
+_PARTS: Final = ("dirty", "bitmap", "growth", "second", "lineage", "lineage-churned", "boot")
 
 
 def main() -> None:
@@ -40,6 +41,8 @@ def main() -> None:
     images = load_or_build(cache, size_bytes=4096 * MIB, say=_say)
     if "dirty" in parts:
         result["dirty"] = measure_peers(images, work, runs, _say)
+    if "bitmap" in parts:
+        result["bitmap"] = measure_bitmap(images.path(0), work, runs, DIRTY_BYTES, _say)
     if "growth" in parts:
         result["growth"] = measure_growth(small.path(0), work, runs, _say)
     if "second" in parts:

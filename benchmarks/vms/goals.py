@@ -35,6 +35,12 @@ def judge(result: Mapping[str, Any]) -> list[Verdict]:
                 ratio >= DIRTY_FACTOR,
             )
         )
+        if "bitmap" in result:
+            ratio = dirty["restic"] / result["bitmap"]
+            figure = f"{result['bitmap']:.3f} s, {ratio:.1f} times as fast"
+            verdicts.append(
+                Verdict("the same out of a running QEMU, by its dirty bitmap", figure, ratio >= DIRTY_FACTOR)
+            )
     growth = result.get("growth")
     if growth:
         ratio = max(growth.values()) / min(growth.values())
