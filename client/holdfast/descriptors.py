@@ -20,6 +20,24 @@ class Extent(NamedTuple):
     end: int
 
 
+def data_extents(descriptor: int, start: int, end: int) -> Iterator[Extent]:
+    """Yield the extents of a range that may hold other bytes than zero; all of it where holes cannot be asked for."""
+    at = start
+    while at < end:
+        try:
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            yield Extent(at, end)
+            return
+        if data >= end:
+            return
+        hole = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
+        yield Extent(data, hole)
+        at = hole
+
+
 class RawReader:
     """Reads a file that is open; safe to share between threads and processes.
 
@@ -41,23 +59,7 @@ class RawReader:
 
     def allocated(self, start: int, end: int) -> Sequence[Extent]:
         """Return the data extents of the range by SEEK_DATA and SEEK_HOLE; all of it where they are not supported."""
-        return list(self._data_extents(start, min(end, self.size_bytes)))
-
-    def _data_extents(self, start: int, end: int) -> Iterator[Extent]:
-        at = start
-        while at < end:
-            try:
-                data = os.lseek(self.descriptor, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    return
-                yield Extent(at, end)
-                return
-            if data >= end:
-                return
-            hole = min(end, os.lseek(self.descriptor, data, os.SEEK_HOLE))
-            yield Extent(data, hole)
-            at = hole
+        return list(data_extents(self.descriptor, start, min(end, self.size_bytes)))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; what lies behind the end of a live file that shrank reads as zero.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from holdfast import ErrorCode, HoldfastError
-from holdfast.restoring.holes import clear, data_extents
+from holdfast.descriptors import data_extents
+from holdfast.holes import clear
 from holdfast.testing import MemoryCluster
 from tests.client.rig import (
     BLOCK,
@@ -215,7 +216,7 @@ def test_holes_where_the_file_system_has_none(tmp_path: Path, monkeypatch: pytes
 
     path = tmp_path / "file"
     path.write_bytes(noise(3 * MIB, 1))
-    monkeypatch.setattr("holdfast.restoring.holes._libc", NoHoles())
+    monkeypatch.setattr("holdfast.holes._libc", NoHoles())
     with path.open("r+b") as stream:
         clear(stream.fileno(), 100, 2 * MIB + 100)
     assert path.read_bytes() == noise(3 * MIB, 1)[:100] + bytes(2 * MIB) + noise(3 * MIB, 1)[2 * MIB + 100 :]

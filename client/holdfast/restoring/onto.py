@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from holdfast.content import ContentReader, DamageReport, Entry
+from holdfast.descriptors import data_extents
+from holdfast.holes import clear
 from holdfast.index import IndexReader, volume_leaves
 from holdfast.restoring.files import file_sink
-from holdfast.restoring.holes import clear, data_extents
 from holdfast.restoring.targets import partial_path, sync_directory, unwritable
 from holdfast.restoring.volumes import WINDOWS_IN_FLIGHT, Callback, leaf_windows
 from holdfast.results import ProgressCallback

@@ -7,22 +7,15 @@ belongs to the caller's event loop: `sync` is given the pages to write.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from holdfast.descriptors import Extent, RawReader
+from holdfast.holes import clear
 from holdfast.serving.unit_map import PAGE_BYTES, UnitMap
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-
-_PUNCH_HOLE_KEEP_SIZE: Final = 3
-_ZERO_PIECE: Final = bytes(1024 * 1024)
-_NO_HOLES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
 
 
 class LocalFile:
@@ -119,17 +112,12 @@ class LocalFile:
         Raises:
             HoldfastError: TARGET_UNWRITABLE.
         """
-        if _libc.fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, offset, length):
-            number = ctypes.get_errno()
-            if number not in _NO_HOLES:
-                raise unusable(self._path, OSError(number, os.strerror(number)))
-            for at in range(offset, offset + length, len(_ZERO_PIECE)):
-                self.write(at, _ZERO_PIECE[: offset + length - at])
-        if allocate:
-            try:
+        try:
+            clear(self._data, offset, offset + length)
+            if allocate:
                 os.posix_fallocate(self._data, offset, length)
-            except OSError as error:
-                raise unusable(self._path, error) from error
+        except OSError as error:
+            raise unusable(self._path, error) from error
 
     def extents(self, start: int, end: int) -> Sequence[Extent]:
         """Return what is allocated of a range; all else is zero."""

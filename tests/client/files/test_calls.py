@@ -211,7 +211,7 @@ def test_files_of_a_point_are_listed_and_fetched(
     assert fetched.plain_bytes < 2 * MIB
     result = manager.retrieve_files(point_id, tmp_path / "target", include=["*.safetensors", ".env"])
     assert result.data_bytes == len(weights) + len(b"TOKEN=secret")
-    assert (tmp_path / "target/work/out/model.safetensors").read_bytes() == weights
+    assert (tmp_path / "target" / "work" / "out" / "model.safetensors").read_bytes() == weights
     for call, code in (
         (lambda: manager.list_files(point_id, volume="other"), ErrorCode.NOT_FOUND),
         (lambda: manager.list_files(point_id, partition=7), ErrorCode.NOT_FOUND),

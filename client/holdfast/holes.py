@@ -1,11 +1,10 @@
-"""Holes in files: made by fallocate, which Python does not have, and found by SEEK_DATA."""
+"""Making holes in files, by fallocate, which Python does not have."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
 from typing import Final
 
 _KEEP_SIZE: Final = 0x01
@@ -32,23 +31,3 @@ def clear(descriptor: int, start: int, end: int) -> None:
     at = start
     while at < end:
         at += os.pwrite(descriptor, memoryview(_ZEROS)[: end - at], at)
-
-
-def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges (start, end) of a file that may hold other bytes than zero.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    at = start
-    while at < end:
-        try:
-            data = os.lseek(descriptor, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            raise
-        if data >= end:
-            return
-        at = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
-        yield data, at
