@@ -24,6 +24,13 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `node/records/NODE` | NodeRecord | |
 | `node/status/NODE` | NodeStatus of the last heartbeat, without `up` | |
 | `node/leases/NODE` | empty; alive while the node is up | node |
+| `node/states/NODE` | NodeState: what the operator and the steward decided of it; absent for nothing | |
+| `layout/grant` | GrantRecord; written by the transaction that ends older epochs | |
+| `layout-history/EPOCH` | LayoutChange | |
+| `steward` | name of the coordinator that is steward | steward |
+| `collection/running` | CollectionReport of the collection under way | collector |
+| `collection/last` | CollectionReport of the last one | |
+| `collection/planned` | CollectionReport of the last dry run | |
 | `t/T/keys` | WrappedSecret of TenantKeys | |
 | `t/T/usage` | Usage; absent until the first change | |
 | `t/T/vms/VM` | VmRecord, without the definition | |
@@ -37,6 +44,7 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `t/T/object-ids/OBJECT` | `TASK/TIME.OBJECT` | |
 | `t/T/sessions/SESSION` | SessionRecord | session |
 | `t/T/vm-sessions/VM` | id of the session that holds the VM | session |
+| `t/T/locks/POINT` | LockRecord | |
 | `t/T/damage/ids/BLOCK` | id of the point or object that was being read; BLOCK in hexadecimal | |
 | `t/T/damage/head` | empty; written with every change of `damage/ids`, so that one condition covers them all | |
 """
@@ -62,13 +70,20 @@ AUDIT_BATCHES_PREFIX: Final = AUDIT_PREFIX + "batches/"
 AUDIT_SEGMENTS_PREFIX: Final = AUDIT_PREFIX + "segments/"
 AUDIT_KEYS_PREFIX: Final = AUDIT_PREFIX + "keys/"
 COLLECTION_EPOCH: Final = _ROOT + "collection-epoch"
+COLLECTION_RUNNING: Final = _ROOT + "collection/running"
+COLLECTION_LAST: Final = _ROOT + "collection/last"
+COLLECTION_PLANNED: Final = _ROOT + "collection/planned"
+STEWARD: Final = _ROOT + "steward"
 LAYOUT_PREFIX: Final = _ROOT + "layout/"
 LAYOUT_HEAD: Final = LAYOUT_PREFIX + "head"
 LAYOUT_EPOCHS_PREFIX: Final = LAYOUT_PREFIX + "epochs/"
+LAYOUT_GRANT: Final = LAYOUT_PREFIX + "grant"
+LAYOUT_HISTORY_PREFIX: Final = _ROOT + "layout-history/"
 NODE_PREFIX: Final = _ROOT + "node/"
 NODE_RECORDS_PREFIX: Final = NODE_PREFIX + "records/"
 NODE_STATUS_PREFIX: Final = NODE_PREFIX + "status/"
 NODE_LEASES_PREFIX: Final = NODE_PREFIX + "leases/"
+NODE_STATES_PREFIX: Final = NODE_PREFIX + "states/"
 
 
 def signing_key(key_id: str) -> str:
@@ -131,6 +146,16 @@ def node_lease(node_id: str) -> str:
     return NODE_LEASES_PREFIX + node_id
 
 
+def node_state(node_id: str) -> str:
+    """Key of what was decided of a node."""
+    return NODE_STATES_PREFIX + node_id
+
+
+def layout_history(epoch: int) -> str:
+    """Key of the account of how one layout came."""
+    return f"{LAYOUT_HISTORY_PREFIX}{epoch:020d}"
+
+
 class TenantKeyspace:
     """Keys of one tenant; no key of another tenant can be made with it."""
 
@@ -149,6 +174,7 @@ class TenantKeyspace:
         self.objects_prefix: Final = root + "objects/"
         self.object_ids_prefix: Final = root + "object-ids/"
         self.sessions_prefix: Final = root + "sessions/"
+        self.locks_prefix: Final = root + "locks/"
         self.damage_ids_prefix: Final = root + "damage/ids/"
         self.damage_head: Final = root + "damage/head"
         self._point_numbers: Final = root + "point-numbers/"
@@ -205,6 +231,10 @@ class TenantKeyspace:
     def vm_session(self, vm_id: str) -> str:
         """Key that names the session holding a VM."""
         return self._vm_sessions + vm_id
+
+    def lock(self, point_id: str) -> str:
+        """Key of a point's lock."""
+        return self.locks_prefix + point_id
 
     def damaged_block(self, block_id: bytes) -> str:
         """Key that marks a block as lost."""

@@ -27,15 +27,32 @@ class Verdict(enum.IntEnum):
     MISSING = 3
     CORRUPT = 4
     DENIED = 5
+    KEPT = 6
 
 
 @dataclass(frozen=True, slots=True)
 class BlockEntry:
-    """One block of a listing: its id, its sealed length in bytes and its kind (as in the block's header)."""
+    """One block of a listing: its id, its sealed length in bytes, its kind (as in the block's header) and its stamp.
+
+    The stamp is the collection epoch that the block counts as stamped with, floors included.
+    """
 
     block_id: bytes
     length: int
     kind: int
+    stamp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a store holds of one tenant in one partition: how many blocks, and the sum of their ids modulo 2**256.
+
+    Copies that are set aside as corrupt do not count.
+    """
+
+    tenant: int
+    count: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +83,14 @@ PartitionOf: TypeAlias = Callable[[bytes], int]
 
 
 class BlockStore(Protocol):
-    """Keeps sealed blocks by tenant and id."""
+    """Keeps sealed blocks by tenant and id, each with a stamp: the collection epoch it was last put or found in.
 
-    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
-        """Keep all of `blocks` or none; durable on return. OK: written now. PRESENT: was there, whole.
+    Stamps never go back. A block counts as stamped with the largest of its own stamp, its partition's floor, and the
+    floor of the whole store, which an index rebuild raises to the first epoch that is learnt afterwards.
+    """
+
+    def put(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> list[Verdict]:
+        """Keep all of `blocks` or none, stamped; durable on return. OK: written now. PRESENT: was there, whole.
 
         Raises:
             HoldfastError: DISK_FULL; INTERNAL if the disk failed.
@@ -80,20 +101,61 @@ class BlockStore(Protocol):
         """Answer the first of `ids`, in order: at least one, and as many as fit into `bytes_max` bytes of blocks."""
         ...
 
-    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False) -> list[Verdict]:
-        """Answer OK, MISSING or CORRUPT for each; with `verify` the bytes are read and hashed."""
+    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False, stamp: int = 0) -> list[Verdict]:
+        """Answer OK, MISSING or CORRUPT for each; with `verify` the bytes are read and hashed.
+
+        What is found whole is stamped, durably on return; `stamp` 0 writes nothing.
+        """
         ...
 
     def kinds(self, tenant: int, ids: Sequence[bytes]) -> list[int | None]:
         """Return the kind of each block, None where it is not held."""
         ...
 
-    def delete(self, tenant: int, ids: Sequence[bytes]) -> list[Verdict]:
-        """Remove blocks, durably on return. OK: removed. MISSING: was not there."""
+    def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
+        """Remove blocks, durably on return. OK: removed. MISSING: was not there. KEPT: stamped at or above `cutoff`.
+
+        That is decided under the lock under which blocks are stamped. None removes whatever the stamps say.
+
+        Raises:
+            HoldfastError: CONFLICT for a cut-off below the highest that this store has seen; NOT_READY for any while an
+                index rebuild has left the stamps unknown; INTERNAL if the disk failed.
+        """
         ...
 
     def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
-        """List up to `limit` entries in order of partition, then id, above the id `after` (b"" for the first)."""
+        """List up to `limit` entries in order of partition, then id, above the id `after` (b"" for the first).
+
+        Copies that are set aside as corrupt are left out.
+        """
+        ...
+
+    def tenants(self) -> list[int]:
+        """Return the numbers of all tenants of which something is held, ascending."""
+        ...
+
+    def holdings(self, partition: int) -> list[Holding]:
+        """Return what is held in a partition, by tenant, ascending; tenants without a whole block are left out."""
+        ...
+
+    def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
+        """Return (tenant, id) of up to `limit` copies that are set aside as corrupt."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The newest collection epoch that was learnt."""
+        ...
+
+    def learn_epoch(self, epoch: int) -> None:
+        """Take note of a collection epoch that a coordinator told just now; older ones change nothing.
+
+        The first one after an index rebuild becomes the floor of the whole store, durably on return.
+        """
+        ...
+
+    def raise_floor(self, partitions: Sequence[int], epoch: int) -> None:
+        """Let every block of these partitions, also later ones, count as stamped with at least `epoch`; durable."""
         ...
 
     def status(self) -> StoreStatus:
@@ -109,7 +171,7 @@ class BlockStore(Protocol):
 class SubmittingStore(Protocol):
     """An optional power: `put` in two steps, so that a batch which waits for the disk holds no thread."""
 
-    def submit(self, tenant: int, blocks: Sequence[Sealed]) -> Future[list[Verdict]]:
+    def submit(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> Future[list[Verdict]]:
         """As `put`, but return as soon as the order of writes is decided; the future ends when all is durable."""
         ...
 

@@ -5,7 +5,8 @@ Token (RFC 7519) signed with Ed25519 (RFC 8037, algorithm `EdDSA`), and only tha
 names the key, `typ` is `holdfast-cap`. Claims: `iss` the cluster's id, `aud` the storage nodes of that cluster (a token
 that the same key signs for anybody else is none of theirs), `tnt` the tenant's number, `vrb` the verbs, `knd` the kinds
 of block, `rkn` the kinds that `get` reaches where those are fewer, `iat`, `nbf` and `exp` in whole seconds, `sid` the
-session where there is one.
+session where there is one, `cep` the collection epoch that what it puts and finds is stamped with. A token with the
+verb `peer` is a storage node's: `nod` names the node, and it reaches all tenants, by the calls of PeerService alone.
 
 Clocks are passed in. Left out on purpose: revocation; a capability ends by expiry, which is why it lives briefly.
 """
@@ -24,7 +25,7 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import CLOCK_TOLERANCE_S
 
 CAPABILITY_METADATA_KEY: Final = "holdfast-capability"
-VERBS: Final = frozenset({"put", "get", "has", "scan", "delete", "status"})
+VERBS: Final = frozenset({"put", "get", "has", "scan", "delete", "status", "peer"})
 KINDS: Final = frozenset({0, 1, 2})
 
 _ALGORITHM: Final = "EdDSA"
@@ -58,6 +59,8 @@ class Capability:
         read_kinds: the part of `kinds` that `get` reaches; ask `kinds_for`.
         expires_unix_ms: Unix time in milliseconds at which it ends.
         session: id of the session it was minted for; empty where there was none.
+        collection_epoch: what blocks that it puts or finds are stamped with; 0 stamps nothing that is only found.
+        node: name of the storage node that may call its peers with it; empty for all others.
     """
 
     tenant: int
@@ -66,6 +69,8 @@ class Capability:
     read_kinds: frozenset[int]
     expires_unix_ms: int
     session: str = ""
+    collection_epoch: int = 0
+    node: str = ""
 
     def kinds_for(self, verb: str) -> frozenset[int]:
         """Return the kinds of block that `verb` reaches; a writer's `get` reaches the index alone (ADR 0083)."""
@@ -119,6 +124,8 @@ class CapabilitySigner:
         now_unix_ms: int,
         session: str = "",
         read_kinds: frozenset[int] | None = None,
+        collection_epoch: int = 0,
+        node: str = "",
     ) -> str:
         """Return a token that is valid for `ttl_s` seconds, rounded up to whole seconds.
 
@@ -130,6 +137,8 @@ class CapabilitySigner:
             now_unix_ms: the time of minting.
             session: id of the session it is for, if any.
             read_kinds: the part of `kinds` that `get` reaches; None for all of it.
+            collection_epoch: what blocks that it puts or finds are stamped with.
+            node: name of the storage node that it is for, with the verb `peer`.
 
         Raises:
             ValueError: if a verb or kind is unknown, a set is empty, or `read_kinds` is no part of `kinds`.
@@ -155,6 +164,10 @@ class CapabilitySigner:
             claims["rkn"] = sorted(int(kind) for kind in read_kinds)
         if session:
             claims["sid"] = session
+        if collection_epoch:
+            claims["cep"] = collection_epoch
+        if node:
+            claims["nod"] = node
         headers = {"kid": self._key_id, "typ": _TYPE}
         return jwt.encode(claims, self._key, algorithm=_ALGORITHM, headers=headers)
 
@@ -223,6 +236,7 @@ def _parse(claims: Mapping[str, Any]) -> tuple[int, Capability]:
     not_before_s, expires_s = claims.get("nbf"), claims.get("exp")
     # Absent where `get` reaches all kinds.
     read_kinds = claims.get("rkn", kinds)
+    epoch = claims.get("cep", 0)
     if not (
         isinstance(tenant, int)
         and 0 <= tenant < 2**32
@@ -231,6 +245,8 @@ def _parse(claims: Mapping[str, Any]) -> tuple[int, Capability]:
         and isinstance(read_kinds, list)
         and isinstance(not_before_s, int)
         and isinstance(expires_s, int)
+        and isinstance(epoch, int)
+        and 0 <= epoch < 2**32
     ):
         raise _denied("the capability is malformed")
     allowed = _kinds(kinds)
@@ -241,6 +257,8 @@ def _parse(claims: Mapping[str, Any]) -> tuple[int, Capability]:
         read_kinds=_kinds(read_kinds) & allowed,
         expires_unix_ms=expires_s * 1000,
         session=str(claims.get("sid", "")),
+        collection_epoch=epoch,
+        node=str(claims.get("nod", "")),
     )
     return not_before_s, capability
 

@@ -11,7 +11,17 @@ from types import MappingProxyType
 
 from google.protobuf.descriptor import FileDescriptor
 
-from holdfast_proto.v1 import access_pb2, audit_pb2, blocks_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
+from holdfast_proto.v1 import (
+    access_pb2,
+    audit_pb2,
+    blocks_pb2,
+    cluster_pb2,
+    collection_pb2,
+    keys_pb2,
+    peers_pb2,
+    state_pb2,
+    tenants_pb2,
+)
 from holdfast_proto.v1.rules_pb2 import Rule, rule
 
 _FILES: tuple[FileDescriptor, ...] = (
@@ -19,7 +29,9 @@ _FILES: tuple[FileDescriptor, ...] = (
     audit_pb2.DESCRIPTOR,
     blocks_pb2.DESCRIPTOR,
     cluster_pb2.DESCRIPTOR,
+    collection_pb2.DESCRIPTOR,
     keys_pb2.DESCRIPTOR,
+    peers_pb2.DESCRIPTOR,
     state_pb2.DESCRIPTOR,
     tenants_pb2.DESCRIPTOR,
 )

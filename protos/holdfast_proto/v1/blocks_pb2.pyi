@@ -41,6 +41,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """Held, but its bytes no longer match its id; set aside, not served."""
     VERDICT_DENIED: _Verdict.ValueType  # 5
     """Held, but its kind is outside the capability."""
+    VERDICT_KEPT: _Verdict.ValueType  # 6
+    """Delete only: held, and stamped at or after the cut-off, so it stays."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """What a node says of one block."""
@@ -57,6 +59,8 @@ VERDICT_CORRUPT: Verdict.ValueType  # 4
 """Held, but its bytes no longer match its id; set aside, not served."""
 VERDICT_DENIED: Verdict.ValueType  # 5
 """Held, but its kind is outside the capability."""
+VERDICT_KEPT: Verdict.ValueType  # 6
+"""Delete only: held, and stamped at or after the cut-off, so it stays."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
@@ -237,29 +241,33 @@ Global___HasBlocksResponse: _TypeAlias = HasBlocksResponse  # noqa: Y015
 
 @_typing.final
 class ScanBlocksRequest(_message.Message):
-    """Lists what a node holds of the tenant."""
+    """Lists what a node holds of the tenant. Copies that are set aside as corrupt are not listed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PARTITION_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    PARTITION_COUNT_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
-    """Partition to list; unset lists all."""
+    """Partition to list, or the first of `partition_count`; unset lists all."""
     after: _builtins.bytes
     """List only ids above this one within the partition order; empty starts at the first."""
     limit: _builtins.int
     """Ids to return at most; 0 means no bound."""
+    partition_count: _builtins.int
+    """How many partitions to list from `partition` on; 0 counts as 1."""
     def __init__(
         self,
         *,
         partition: _builtins.int | None = ...,
         after: _builtins.bytes = ...,
         limit: _builtins.int = ...,
+        partition_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "partition", b"partition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "after", b"after", "limit", b"limit", "partition", b"partition"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "after", b"after", "limit", b"limit", "partition", b"partition", "partition_count", b"partition_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__partition: _TypeAlias = _typing.Literal["partition"]  # noqa: Y015
     _WhichOneofArgType__partition: _TypeAlias = _typing.Literal["_partition", b"_partition"]  # noqa: Y015
@@ -275,21 +283,27 @@ class ScanBlocksResponse(_message.Message):
 
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
+    STAMPS_FIELD_NUMBER: _builtins.int
     block_ids: _builtins.bytes
     """Ids, 32 bytes each, ordered by partition, then id."""
     @_builtins.property
     def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Length of each sealed block in bytes."""
 
+    @_builtins.property
+    def stamps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Collection epoch that each block counts as stamped with, floors included."""
+
     def __init__(
         self,
         *,
         block_ids: _builtins.bytes = ...,
         lengths: _abc.Iterable[_builtins.int] | None = ...,
+        stamps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "lengths", b"lengths"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "lengths", b"lengths", "stamps", b"stamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,21 +363,25 @@ Global___DigestPartitionsResponse: _TypeAlias = DigestPartitionsResponse  # noqa
 
 @_typing.final
 class DeleteBlocksRequest(_message.Message):
-    """Removes blocks."""
+    """Removes blocks that no collection mark names."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
+    CUTOFF_FIELD_NUMBER: _builtins.int
     block_ids: _builtins.bytes
     """Ids, 32 bytes each."""
+    cutoff: _builtins.int
+    """Blocks stamped in this collection epoch or later stay. A cut-off below the highest that the node has seen is refused."""
     def __init__(
         self,
         *,
         block_ids: _builtins.bytes = ...,
+        cutoff: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "cutoff", b"cutoff"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,7 +395,7 @@ class DeleteBlocksResponse(_message.Message):
 
     VERDICTS_FIELD_NUMBER: _builtins.int
     verdicts: _builtins.bytes
-    """One byte a block: OK where it was removed, MISSING where it was not there."""
+    """One byte a block: OK where it was removed, MISSING where it was not there, KEPT where its stamp is not below the cut-off."""
     def __init__(
         self,
         *,

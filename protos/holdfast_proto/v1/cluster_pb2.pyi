@@ -28,10 +28,13 @@ class HeartbeatRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    LAYOUT_REVISION_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Lease that the last answer named; 0 asks for a new one."""
     incarnation: _builtins.bytes
     """Random number drawn when the node's directory was made; two nodes with one name are told apart by it."""
+    layout_revision: _builtins.int
+    """Revision of the layout set that the node knows; where it is the present one, the answer leaves layouts out."""
     @_builtins.property
     def status(self) -> _common_pb2.NodeStatus:
         """The node's status; the coordinator fills `up` and `last_seen_unix_ms` itself."""
@@ -42,10 +45,11 @@ class HeartbeatRequest(_message.Message):
         status: _common_pb2.NodeStatus | None = ...,
         lease_id: _builtins.int = ...,
         incarnation: _builtins.bytes = ...,
+        layout_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "lease_id", b"lease_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "layout_revision", b"layout_revision", "lease_id", b"lease_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -62,19 +66,41 @@ class HeartbeatResponse(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     VERIFYING_KEYS_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    LAYOUT_REVISION_FIELD_NUMBER: _builtins.int
+    OLDER_LAYOUTS_FIELD_NUMBER: _builtins.int
+    GRANTED_EPOCH_FIELD_NUMBER: _builtins.int
+    COLLECTION_EPOCH_FIELD_NUMBER: _builtins.int
+    PEER_CAPABILITY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     """Lease that now keeps the node up; send it with the next heartbeat, to any coordinator."""
     interval_ms: _builtins.int
     """Time between heartbeats that the coordinator asks for, milliseconds."""
     cluster_id: _builtins.str
     """Name of the cluster: 16 random bytes as hexadecimal, made with it."""
+    layout_revision: _builtins.int
+    """Revision of the layout set; `layout`, `older_layouts` and `granted_epoch` belong to it."""
+    granted_epoch: _builtins.int
+    """Layout epoch under which nodes may let go of what they own in no living layout (invariant 9); 0 for none."""
+    collection_epoch: _builtins.int
+    """The present collection epoch, read from the metadata store for this answer."""
+    peer_capability: _builtins.str
+    """Token for calls to other nodes, with the verb `peer`, for this node."""
     @_builtins.property
     def layout(self) -> _common_pb2.Layout:
-        """Newest layout; unset until the first one has formed."""
+        """Newest layout; unset until the first one has formed, and where the node knows the layout set already."""
 
     @_builtins.property
     def verifying_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifyingKey]:
         """Public keys that capabilities may be signed with."""
+
+    @_builtins.property
+    def older_layouts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Layout]:
+        """Older living layouts, newest first; left out as `layout`."""
+
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeStatus]:
+        """The other nodes: name, address, zone and whether they are up."""
 
     def __init__(
         self,
@@ -84,10 +110,16 @@ class HeartbeatResponse(_message.Message):
         layout: _common_pb2.Layout | None = ...,
         verifying_keys: _abc.Iterable[Global___VerifyingKey] | None = ...,
         cluster_id: _builtins.str = ...,
+        layout_revision: _builtins.int = ...,
+        older_layouts: _abc.Iterable[_common_pb2.Layout] | None = ...,
+        granted_epoch: _builtins.int = ...,
+        collection_epoch: _builtins.int = ...,
+        peer_capability: _builtins.str = ...,
+        nodes: _abc.Iterable[_common_pb2.NodeStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_layout", b"_layout", "layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layout", b"_layout", "cluster_id", b"cluster_id", "interval_ms", b"interval_ms", "layout", b"layout", "lease_id", b"lease_id", "verifying_keys", b"verifying_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_layout", b"_layout", "cluster_id", b"cluster_id", "collection_epoch", b"collection_epoch", "granted_epoch", b"granted_epoch", "interval_ms", b"interval_ms", "layout", b"layout", "layout_revision", b"layout_revision", "lease_id", b"lease_id", "nodes", b"nodes", "older_layouts", b"older_layouts", "peer_capability", b"peer_capability", "verifying_keys", b"verifying_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__layout: _TypeAlias = _typing.Literal["layout"]  # noqa: Y015
     _WhichOneofArgType__layout: _TypeAlias = _typing.Literal["_layout", b"_layout"]  # noqa: Y015
@@ -524,3 +556,210 @@ class GetClusterStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterStatusResponse: _TypeAlias = GetClusterStatusResponse  # noqa: Y015
+
+@_typing.final
+class SetNodeRequest(_message.Message):
+    """Changes what is decided of a node. A change of draining or weight takes effect by a new layout, which the call makes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Name of the node."""
+    draining: _builtins.bool
+    """Whether it is drained from now on; unset leaves that as it is."""
+    weight_bytes: _builtins.int
+    """Weight in new layouts, bytes; 0 returns to its capacity, unset leaves it."""
+    dry_run: _builtins.bool
+    """Only say what would move."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        draining: _builtins.bool | None = ...,
+        weight_bytes: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "_weight_bytes", b"_weight_bytes", "draining", b"draining", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "_weight_bytes", b"_weight_bytes", "draining", b"draining", "dry_run", b"dry_run", "node_id", b"node_id", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__draining: _TypeAlias = _typing.Literal["draining"]  # noqa: Y015
+    _WhichOneofArgType__draining: _TypeAlias = _typing.Literal["_draining", b"_draining"]  # noqa: Y015
+    _WhichOneofReturnType__weight_bytes: _TypeAlias = _typing.Literal["weight_bytes"]  # noqa: Y015
+    _WhichOneofArgType__weight_bytes: _TypeAlias = _typing.Literal["_weight_bytes", b"_weight_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draining) -> _WhichOneofReturnType__draining | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_bytes) -> _WhichOneofReturnType__weight_bytes | None: ...
+
+Global___SetNodeRequest: _TypeAlias = SetNodeRequest  # noqa: Y015
+
+@_typing.final
+class SetNodeResponse(_message.Message):
+    """Answers SetNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    applied: _builtins.bool
+    """Whether a new layout was made."""
+    @_builtins.property
+    def plan(self) -> Global___PlanLayoutResponse:
+        """What the change moves, and the layout that it leads to."""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___PlanLayoutResponse | None = ...,
+        applied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetNodeResponse: _TypeAlias = SetNodeResponse  # noqa: Y015
+
+@_typing.final
+class RemoveNodeRequest(_message.Message):
+    """Ends a node's membership. Refused while it owns anything in a living layout, or holds blocks that are not handed over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Name of the node."""
+    lost: _builtins.bool
+    """Remove it although it holds blocks that nobody confirmed elsewhere; for nodes that will never come back."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeRequest: _TypeAlias = RemoveNodeRequest  # noqa: Y015
+
+@_typing.final
+class RemoveNodeResponse(_message.Message):
+    """Answers RemoveNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeResponse: _TypeAlias = RemoveNodeResponse  # noqa: Y015
+
+@_typing.final
+class GetLayoutHistoryRequest(_message.Message):
+    """Asks how layouts followed one another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLayoutHistoryRequest: _TypeAlias = GetLayoutHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetLayoutHistoryResponse(_message.Message):
+    """Answers GetLayoutHistory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayoutChange]:
+        """Newest first, at most the last 100."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___LayoutChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLayoutHistoryResponse: _TypeAlias = GetLayoutHistoryResponse  # noqa: Y015
+
+@_typing.final
+class LayoutChange(_message.Message):
+    """One change of the layout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    MADE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    SETTLED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SLOTS_MOVED_FIELD_NUMBER: _builtins.int
+    SLOTS_TOTAL_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch that the change made."""
+    made_unix_ms: _builtins.int
+    """Unix time of the change, milliseconds."""
+    settled_unix_ms: _builtins.int
+    """Unix time at which it was the only living one, milliseconds; 0 while older ones live."""
+    reason: _builtins.str
+    """Why, a phrase."""
+    slots_moved: _builtins.int
+    """Owner slots that moved."""
+    slots_total: _builtins.int
+    """Owner slots in all."""
+    @_builtins.property
+    def joined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that came in."""
+
+    @_builtins.property
+    def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes that went out."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        made_unix_ms: _builtins.int = ...,
+        settled_unix_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        slots_moved: _builtins.int = ...,
+        slots_total: _builtins.int = ...,
+        joined: _abc.Iterable[_builtins.str] | None = ...,
+        left: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "joined", b"joined", "left", b"left", "made_unix_ms", b"made_unix_ms", "reason", b"reason", "settled_unix_ms", b"settled_unix_ms", "slots_moved", b"slots_moved", "slots_total", b"slots_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayoutChange: _TypeAlias = LayoutChange  # noqa: Y015

@@ -75,6 +75,21 @@ class ClusterServiceStub(object):
                 request_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.SetNode = channel.unary_unary(
+                '/holdfast.v1.ClusterService/SetNode',
+                request_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeResponse.FromString,
+                _registered_method=True)
+        self.RemoveNode = channel.unary_unary(
+                '/holdfast.v1.ClusterService/RemoveNode',
+                request_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
+                _registered_method=True)
+        self.GetLayoutHistory = channel.unary_unary(
+                '/holdfast.v1.ClusterService/GetLayoutHistory',
+                request_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -137,6 +152,27 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetNode(self, request, context):
+        """Drains a node, takes it back, or changes its weight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNode(self, request, context):
+        """Removes a node that owns nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLayoutHistory(self, request, context):
+        """Says how layouts followed one another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +215,21 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.GetClusterStatus,
                     request_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.SerializeToString,
+            ),
+            'SetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetNode,
+                    request_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeResponse.SerializeToString,
+            ),
+            'RemoveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNode,
+                    request_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeResponse.SerializeToString,
+            ),
+            'GetLayoutHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLayoutHistory,
+                    request_deserializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +449,87 @@ class ClusterService(object):
             '/holdfast.v1.ClusterService/GetClusterStatus',
             holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusRequest.SerializeToString,
             holdfast__proto_dot_v1_dot_cluster__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.ClusterService/SetNode',
+            holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_cluster__pb2.SetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.ClusterService/RemoveNode',
+            holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_cluster__pb2.RemoveNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLayoutHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.ClusterService/GetLayoutHistory',
+            holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_cluster__pb2.GetLayoutHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

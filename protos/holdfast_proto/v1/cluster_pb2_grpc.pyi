@@ -49,6 +49,12 @@ class ClusterServiceStub:
     """Says which nodes own given blocks; for people and debugging."""
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]
     """Sums the cluster up."""
+    SetNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.SetNodeRequest, _cluster_pb2.SetNodeResponse]
+    """Drains a node, takes it back, or changes its weight."""
+    RemoveNode: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.RemoveNodeResponse]
+    """Removes a node that owns nothing."""
+    GetLayoutHistory: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetLayoutHistoryRequest, _cluster_pb2.GetLayoutHistoryResponse]
+    """Says how layouts followed one another."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -71,6 +77,12 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Says which nodes own given blocks; for people and debugging."""
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetClusterStatusRequest, _cluster_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     """Sums the cluster up."""
+    SetNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.SetNodeRequest, _cluster_pb2.SetNodeResponse]  # type: ignore[assignment]
+    """Drains a node, takes it back, or changes its weight."""
+    RemoveNode: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveNodeRequest, _cluster_pb2.RemoveNodeResponse]  # type: ignore[assignment]
+    """Removes a node that owns nothing."""
+    GetLayoutHistory: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetLayoutHistoryRequest, _cluster_pb2.GetLayoutHistoryResponse]  # type: ignore[assignment]
+    """Says how layouts followed one another."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Membership and layout of the cluster."""
@@ -138,5 +150,29 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetClusterStatusResponse, _abc.Awaitable[_cluster_pb2.GetClusterStatusResponse]]:
         """Sums the cluster up."""
+
+    @_abc_1.abstractmethod
+    def SetNode(
+        self,
+        request: _cluster_pb2.SetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.SetNodeResponse, _abc.Awaitable[_cluster_pb2.SetNodeResponse]]:
+        """Drains a node, takes it back, or changes its weight."""
+
+    @_abc_1.abstractmethod
+    def RemoveNode(
+        self,
+        request: _cluster_pb2.RemoveNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RemoveNodeResponse, _abc.Awaitable[_cluster_pb2.RemoveNodeResponse]]:
+        """Removes a node that owns nothing."""
+
+    @_abc_1.abstractmethod
+    def GetLayoutHistory(
+        self,
+        request: _cluster_pb2.GetLayoutHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.GetLayoutHistoryResponse, _abc.Awaitable[_cluster_pb2.GetLayoutHistoryResponse]]:
+        """Says how layouts followed one another."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

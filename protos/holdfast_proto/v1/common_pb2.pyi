@@ -174,6 +174,8 @@ class NodeStatus(_message.Message):
     FULL_FIELD_NUMBER: _builtins.int
     LAST_SEEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     LAYOUT_EPOCH_FIELD_NUMBER: _builtins.int
+    HEALING_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Name of the node."""
     address: _builtins.str
@@ -197,7 +199,15 @@ class NodeStatus(_message.Message):
     last_seen_unix_ms: _builtins.int
     """Unix time of the last heartbeat, milliseconds; 0 if unknown."""
     layout_epoch: _builtins.int
-    """Newest layout epoch that the node has confirmed."""
+    """Newest layout epoch that the node has confirmed: it refuses older ones, and no write under one is under way."""
+    @_builtins.property
+    def healing(self) -> Global___NodeHealing:
+        """How its copies stand."""
+
+    @_builtins.property
+    def state(self) -> Global___NodeState:
+        """What the operator and the coordinators decided of it; filled by the coordinator."""
+
     def __init__(
         self,
         *,
@@ -213,14 +223,108 @@ class NodeStatus(_message.Message):
         full: _builtins.bool = ...,
         last_seen_unix_ms: _builtins.int = ...,
         layout_epoch: _builtins.int = ...,
+        healing: Global___NodeHealing | None = ...,
+        state: Global___NodeState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["healing", b"healing", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "capacity_bytes", b"capacity_bytes", "free_bytes", b"free_bytes", "full", b"full", "last_seen_unix_ms", b"last_seen_unix_ms", "layout_epoch", b"layout_epoch", "node_id", b"node_id", "quarantined_count", b"quarantined_count", "up", b"up", "used_bytes", b"used_bytes", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "block_count", b"block_count", "capacity_bytes", b"capacity_bytes", "free_bytes", b"free_bytes", "full", b"full", "healing", b"healing", "last_seen_unix_ms", b"last_seen_unix_ms", "layout_epoch", b"layout_epoch", "node_id", b"node_id", "quarantined_count", b"quarantined_count", "state", b"state", "up", b"up", "used_bytes", b"used_bytes", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class NodeHealing(_message.Message):
+    """What a node knows of its copies, as it said last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYNCED_EPOCH_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    PARTITIONS_SYNCED_FIELD_NUMBER: _builtins.int
+    PARTITIONS_AT_RISK_FIELD_NUMBER: _builtins.int
+    FOREIGN_BLOCKS_FIELD_NUMBER: _builtins.int
+    UNREPAIRED_BLOCKS_FIELD_NUMBER: _builtins.int
+    REPAIRED_BLOCKS_FIELD_NUMBER: _builtins.int
+    REPAIRED_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_PERMILLE_FIELD_NUMBER: _builtins.int
+    SCRUBBED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    COLLECTION_EPOCH_FIELD_NUMBER: _builtins.int
+    synced_epoch: _builtins.int
+    """Newest layout epoch of which the node holds all that it has to, as DESIGN section 6 says; 0 for none."""
+    partitions: _builtins.int
+    """Partitions that it owns in the newest layout."""
+    partitions_synced: _builtins.int
+    """Those of them that are synced."""
+    partitions_at_risk: _builtins.int
+    """Those that are not because too few old owners can be reached."""
+    foreign_blocks: _builtins.int
+    """Blocks of partitions that it owns in no living layout and has not let go of."""
+    unrepaired_blocks: _builtins.int
+    """Blocks that it lacks or holds corrupt, and that no peer it reached could give."""
+    repaired_blocks: _builtins.int
+    """Blocks that it got from peers since it started."""
+    repaired_bytes: _builtins.int
+    """Their sealed bytes."""
+    scrub_permille: _builtins.int
+    """Share of all blocks that the present round of scrubbing has read, in thousandths."""
+    scrubbed_unix_ms: _builtins.int
+    """Unix time at which the last whole round of scrubbing ended, milliseconds; 0 for never."""
+    collection_epoch: _builtins.int
+    """Newest collection epoch that the node knows."""
+    def __init__(
+        self,
+        *,
+        synced_epoch: _builtins.int = ...,
+        partitions: _builtins.int = ...,
+        partitions_synced: _builtins.int = ...,
+        partitions_at_risk: _builtins.int = ...,
+        foreign_blocks: _builtins.int = ...,
+        unrepaired_blocks: _builtins.int = ...,
+        repaired_blocks: _builtins.int = ...,
+        repaired_bytes: _builtins.int = ...,
+        scrub_permille: _builtins.int = ...,
+        scrubbed_unix_ms: _builtins.int = ...,
+        collection_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_epoch", b"collection_epoch", "foreign_blocks", b"foreign_blocks", "partitions", b"partitions", "partitions_at_risk", b"partitions_at_risk", "partitions_synced", b"partitions_synced", "repaired_blocks", b"repaired_blocks", "repaired_bytes", b"repaired_bytes", "scrub_permille", b"scrub_permille", "scrubbed_unix_ms", b"scrubbed_unix_ms", "synced_epoch", b"synced_epoch", "unrepaired_blocks", b"unrepaired_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeHealing: _TypeAlias = NodeHealing  # noqa: Y015
+
+@_typing.final
+class NodeState(_message.Message):
+    """What was decided of a node, apart from what it says of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAINING_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    OUT_FIELD_NUMBER: _builtins.int
+    draining: _builtins.bool
+    """Whether the operator drains it: it owns nothing in new layouts."""
+    weight_bytes: _builtins.int
+    """Weight in new layouts, bytes; 0 for the capacity that it reports."""
+    out: _builtins.bool
+    """Whether it was left out of the layout because it was down for too long; ends when it is back."""
+    def __init__(
+        self,
+        *,
+        draining: _builtins.bool = ...,
+        weight_bytes: _builtins.int = ...,
+        out: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "out", b"out", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class TenantKeys(_message.Message):

@@ -267,6 +267,7 @@ class VmRecord(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     DISCARDING_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     vm_id: _builtins.str
     """Name of the VM."""
     created_unix_ms: _builtins.int
@@ -293,6 +294,10 @@ class VmRecord(_message.Message):
     def keep(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeepRule]:
         """What must be kept before the VM may be discarded, by name."""
 
+    @_builtins.property
+    def retention(self) -> Global___RetentionRules:
+        """Which of its points are kept; unset keeps all."""
+
     def __init__(
         self,
         *,
@@ -305,12 +310,15 @@ class VmRecord(_message.Message):
         template_id: _builtins.str = ...,
         keep: _abc.Iterable[Global___KeepRule] | None = ...,
         discarding_unix_ms: _builtins.int = ...,
+        retention: Global___RetentionRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retention", b"_retention", "retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "definition", b"definition", "definition_name", b"definition_name", "discarding_unix_ms", b"discarding_unix_ms", "keep", b"keep", "labels", b"labels", "template_id", b"template_id", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retention", b"_retention", "created_unix_ms", b"created_unix_ms", "definition", b"definition", "definition_name", b"definition_name", "discarding_unix_ms", b"discarding_unix_ms", "keep", b"keep", "labels", b"labels", "retention", b"retention", "template_id", b"template_id", "vm_id", b"vm_id", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retention: _TypeAlias = _typing.Literal["retention"]  # noqa: Y015
+    _WhichOneofArgType__retention: _TypeAlias = _typing.Literal["_retention", b"_retention"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retention) -> _WhichOneofReturnType__retention | None: ...
 
 Global___VmRecord: _TypeAlias = VmRecord  # noqa: Y015
 
@@ -821,3 +829,107 @@ class WrappedSecret(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WrappedSecret: _TypeAlias = WrappedSecret  # noqa: Y015
+
+@_typing.final
+class GrantRecord(_message.Message):
+    """Which epoch nodes may let go of blocks under, written by the transaction that ends all older ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RETIRED_EPOCHS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The only living layout epoch."""
+    @_builtins.property
+    def retired_epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Epochs that ended with it."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        retired_epochs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "retired_epochs", b"retired_epochs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantRecord: _TypeAlias = GrantRecord  # noqa: Y015
+
+@_typing.final
+class RetentionRules(_message.Message):
+    """How long points of a VM are kept. A count of 0 keeps none by that rule; a VM without any rule keeps everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    KEEP_HOURLY_FIELD_NUMBER: _builtins.int
+    KEEP_DAILY_FIELD_NUMBER: _builtins.int
+    KEEP_WEEKLY_FIELD_NUMBER: _builtins.int
+    KEEP_MONTHLY_FIELD_NUMBER: _builtins.int
+    KEEP_YEARLY_FIELD_NUMBER: _builtins.int
+    keep_last: _builtins.int
+    """The newest points."""
+    keep_hourly: _builtins.int
+    """The newest point of each of the newest hours that have one."""
+    keep_daily: _builtins.int
+    """Likewise of days."""
+    keep_weekly: _builtins.int
+    """Likewise of ISO weeks."""
+    keep_monthly: _builtins.int
+    """Likewise of months."""
+    keep_yearly: _builtins.int
+    """Likewise of years."""
+    def __init__(
+        self,
+        *,
+        keep_last: _builtins.int = ...,
+        keep_hourly: _builtins.int = ...,
+        keep_daily: _builtins.int = ...,
+        keep_weekly: _builtins.int = ...,
+        keep_monthly: _builtins.int = ...,
+        keep_yearly: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_daily", b"keep_daily", "keep_hourly", b"keep_hourly", "keep_last", b"keep_last", "keep_monthly", b"keep_monthly", "keep_weekly", b"keep_weekly", "keep_yearly", b"keep_yearly"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionRules: _TypeAlias = RetentionRules  # noqa: Y015
+
+@_typing.final
+class LockRecord(_message.Message):
+    """A lock that keeps a point from being forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINT_ID_FIELD_NUMBER: _builtins.int
+    UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    SET_UNIX_MS_FIELD_NUMBER: _builtins.int
+    point_id: _builtins.str
+    """The point."""
+    until_unix_ms: _builtins.int
+    """Unix time at which the lock ends, milliseconds."""
+    principal: _builtins.str
+    """Principal that set it."""
+    set_unix_ms: _builtins.int
+    """Unix time at which it was set, milliseconds."""
+    def __init__(
+        self,
+        *,
+        point_id: _builtins.str = ...,
+        until_unix_ms: _builtins.int = ...,
+        principal: _builtins.str = ...,
+        set_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["point_id", b"point_id", "principal", b"principal", "set_unix_ms", b"set_unix_ms", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockRecord: _TypeAlias = LockRecord  # noqa: Y015

@@ -135,6 +135,26 @@ class StateServiceStub(object):
                 request_serializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.SerializeToString,
                 response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.FromString,
                 _registered_method=True)
+        self.LockPoint = channel.unary_unary(
+                '/holdfast.v1.StateService/LockPoint',
+                request_serializer=holdfast__proto_dot_v1_dot_state__pb2.LockPointRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.LockPointResponse.FromString,
+                _registered_method=True)
+        self.UnlockPoint = channel.unary_unary(
+                '/holdfast.v1.StateService/UnlockPoint',
+                request_serializer=holdfast__proto_dot_v1_dot_state__pb2.UnlockPointRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.UnlockPointResponse.FromString,
+                _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/holdfast.v1.StateService/SetRetention',
+                request_serializer=holdfast__proto_dot_v1_dot_state__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.SetRetentionResponse.FromString,
+                _registered_method=True)
+        self.ApplyRetention = channel.unary_unary(
+                '/holdfast.v1.StateService/ApplyRetention',
+                request_serializer=holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionRequest.SerializeToString,
+                response_deserializer=holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class StateServiceServicer(object):
@@ -281,6 +301,34 @@ class StateServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LockPoint(self, request, context):
+        """Locks a point against being forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlockPoint(self, request, context):
+        """Lifts a lock; nobody but an administrator may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """Says which points of a VM are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyRetention(self, request, context):
+        """Forgets what a VM's rules do not keep, or says what that would be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -383,6 +431,26 @@ def add_StateServiceServicer_to_server(servicer, server):
                     servicer.DiscardVm,
                     request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.FromString,
                     response_serializer=holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.SerializeToString,
+            ),
+            'LockPoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.LockPoint,
+                    request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.LockPointRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_state__pb2.LockPointResponse.SerializeToString,
+            ),
+            'UnlockPoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlockPoint,
+                    request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.UnlockPointRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_state__pb2.UnlockPointResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.SetRetentionRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_state__pb2.SetRetentionResponse.SerializeToString,
+            ),
+            'ApplyRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyRetention,
+                    request_deserializer=holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionRequest.FromString,
+                    response_serializer=holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -926,6 +994,114 @@ class StateService(object):
             '/holdfast.v1.StateService/DiscardVm',
             holdfast__proto_dot_v1_dot_state__pb2.DiscardVmRequest.SerializeToString,
             holdfast__proto_dot_v1_dot_state__pb2.DiscardVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LockPoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StateService/LockPoint',
+            holdfast__proto_dot_v1_dot_state__pb2.LockPointRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_state__pb2.LockPointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlockPoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StateService/UnlockPoint',
+            holdfast__proto_dot_v1_dot_state__pb2.UnlockPointRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_state__pb2.UnlockPointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StateService/SetRetention',
+            holdfast__proto_dot_v1_dot_state__pb2.SetRetentionRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_state__pb2.SetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.StateService/ApplyRetention',
+            holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionRequest.SerializeToString,
+            holdfast__proto_dot_v1_dot_state__pb2.ApplyRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

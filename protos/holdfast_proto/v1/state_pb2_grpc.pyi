@@ -73,6 +73,14 @@ class StateServiceStub:
     """Sums over a VM or the tenant."""
     DiscardVm: _grpc.UnaryUnaryMultiCallable[_state_pb2.DiscardVmRequest, _state_pb2.DiscardVmResponse]
     """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
+    LockPoint: _grpc.UnaryUnaryMultiCallable[_state_pb2.LockPointRequest, _state_pb2.LockPointResponse]
+    """Locks a point against being forgotten."""
+    UnlockPoint: _grpc.UnaryUnaryMultiCallable[_state_pb2.UnlockPointRequest, _state_pb2.UnlockPointResponse]
+    """Lifts a lock; nobody but an administrator may."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_state_pb2.SetRetentionRequest, _state_pb2.SetRetentionResponse]
+    """Says which points of a VM are kept."""
+    ApplyRetention: _grpc.UnaryUnaryMultiCallable[_state_pb2.ApplyRetentionRequest, _state_pb2.ApplyRetentionResponse]
+    """Forgets what a VM's rules do not keep, or says what that would be."""
 
 @_typing.type_check_only
 class StateServiceAsyncStub(StateServiceStub):
@@ -119,6 +127,14 @@ class StateServiceAsyncStub(StateServiceStub):
     """Sums over a VM or the tenant."""
     DiscardVm: _aio.UnaryUnaryMultiCallable[_state_pb2.DiscardVmRequest, _state_pb2.DiscardVmResponse]  # type: ignore[assignment]
     """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
+    LockPoint: _aio.UnaryUnaryMultiCallable[_state_pb2.LockPointRequest, _state_pb2.LockPointResponse]  # type: ignore[assignment]
+    """Locks a point against being forgotten."""
+    UnlockPoint: _aio.UnaryUnaryMultiCallable[_state_pb2.UnlockPointRequest, _state_pb2.UnlockPointResponse]  # type: ignore[assignment]
+    """Lifts a lock; nobody but an administrator may."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_state_pb2.SetRetentionRequest, _state_pb2.SetRetentionResponse]  # type: ignore[assignment]
+    """Says which points of a VM are kept."""
+    ApplyRetention: _aio.UnaryUnaryMultiCallable[_state_pb2.ApplyRetentionRequest, _state_pb2.ApplyRetentionResponse]  # type: ignore[assignment]
+    """Forgets what a VM's rules do not keep, or says what that would be."""
 
 class StateServiceServicer(metaclass=_abc_1.ABCMeta):
     """VMs, recovery points and stored objects."""
@@ -282,5 +298,37 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.DiscardVmResponse, _abc.Awaitable[_state_pb2.DiscardVmResponse]]:
         """Discards a VM once all that its keep rules name is durable; sent again after a failure, it goes on."""
+
+    @_abc_1.abstractmethod
+    def LockPoint(
+        self,
+        request: _state_pb2.LockPointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.LockPointResponse, _abc.Awaitable[_state_pb2.LockPointResponse]]:
+        """Locks a point against being forgotten."""
+
+    @_abc_1.abstractmethod
+    def UnlockPoint(
+        self,
+        request: _state_pb2.UnlockPointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.UnlockPointResponse, _abc.Awaitable[_state_pb2.UnlockPointResponse]]:
+        """Lifts a lock; nobody but an administrator may."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _state_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.SetRetentionResponse, _abc.Awaitable[_state_pb2.SetRetentionResponse]]:
+        """Says which points of a VM are kept."""
+
+    @_abc_1.abstractmethod
+    def ApplyRetention(
+        self,
+        request: _state_pb2.ApplyRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_state_pb2.ApplyRetentionResponse, _abc.Awaitable[_state_pb2.ApplyRetentionResponse]]:
+        """Forgets what a VM's rules do not keep, or says what that would be."""
 
 def add_StateServiceServicer_to_server(servicer: StateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

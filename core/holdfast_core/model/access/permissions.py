@@ -28,6 +28,8 @@ TENANT_PERMISSIONS: Final = frozenset(
         "point.list",
         "point.restore",
         "point.forget",
+        "point.lock",
+        "point.unlock",
         "app.write",
         "app.read",
         "app.list",
