@@ -15,6 +15,7 @@ from holdfast_core.model.errors import ErrorCode
 from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, CLOCK_TOLERANCE_S, IDS_PER_REQUEST_MAX
 from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_storagenode.segments.record import STAMP_MAX
 from holdfast_storagenode.store import Verdict
 from tests.storagenode.blocks import make_block, make_blocks
 from tests.storagenode.cluster import NodeClient, eventually, make_layout, mint, refusal
@@ -40,7 +41,7 @@ async def call(client: NodeClient, verb: str) -> object:
     if verb == "digest":
         return await client.call("DigestPartitions", pb.DigestPartitionsRequest(partitions=range(16)))
     if verb == "delete":
-        return await client.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=IDS))
+        return await client.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=IDS, cutoff=STAMP_MAX))
     return await client.call("GetNodeStatus", pb.GetNodeStatusRequest())
 
 
@@ -100,7 +101,7 @@ async def test_a_capability_reaches_its_kinds_alone(served: Served) -> None:
     assert listed.block_ids == blocks[2].id
     digests = await confined.call("DigestPartitions", pb.DigestPartitionsRequest(partitions=range(16)))
     assert sum(digests.counts) == 1
-    deleted = await confined.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=packed))
+    deleted = await confined.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=packed, cutoff=STAMP_MAX))
     assert deleted.verdicts == only
     assert (await served.client().call("HasBlocks", pb.HasBlocksRequest(block_ids=packed))).verdicts == bytes(
         [Verdict.OK, Verdict.OK, Verdict.MISSING]

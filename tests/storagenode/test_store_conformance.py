@@ -25,11 +25,12 @@ ALL = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """A store under test, how to damage a block behind its back, and how it files ids."""
+    """A store under test, how to damage a block behind its back, how it files ids, and the store behind the wire."""
 
     store: BlockStore
     rot: Callable[[int, SealedBlock], None]
     partition_of: PartitionOf
+    behind: BlockStore
 
 
 @pytest.fixture(params=["segments", "memory", "grpc"])
@@ -39,11 +40,15 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     if request.param == "memory":
         memory = MemoryStore(partition_of, capacity_bytes=1 << 20)
         yield Rig(
-            memory, lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"), partition_of
+            memory,
+            lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"),
+            partition_of,
+            memory,
         )
     elif request.param == "segments":
         store = open_engine(tmp_path, options=options)
-        yield Rig(store, lambda _, block: plant_rot(tmp_path, block.data), partition_of)
+        store.learn_epoch(0)
+        yield Rig(store, lambda _, block: plant_rot(tmp_path, block.data), partition_of, store)
         store.close()
     else:
         loop = LoopThread()
@@ -54,8 +59,11 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
         )
         address = loop.run(node.start())
         loop.run(eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats)))
+        assert node._node is not None
+        behind = node._node._opened_store()
+        behind.learn_epoch(0)
         remote = RemoteStore(loop, address, coordinator.signer)
-        yield Rig(remote, lambda _, block: plant_rot(tmp_path, block.data), layout.partition_of)
+        yield Rig(remote, lambda _, block: plant_rot(tmp_path, block.data), layout.partition_of, behind)
         loop.run(node.stop())
         loop.run(coordinator.stop())
         loop.close()
