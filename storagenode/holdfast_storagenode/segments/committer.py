@@ -264,6 +264,7 @@ class GroupCommitter:
                 # A later batch may have decided about the same block meanwhile.
                 if decided.get(record.key) is record:
                     del decided[record.key]
+            for record in [record for ticket in tickets for record in ticket.stamps]:
                 for key in record.stamped:
                     if stamping.get(key) is record:
                         del stamping[key]
@@ -279,11 +280,12 @@ class GroupCommitter:
                 ticket.done.set_result(ticket.verdicts)
 
     def _publish(self, records: Sequence[PendingRecord], places: Sequence[tuple[int, int]]) -> None:
-        placed = [
-            Placed(key, record.header, segment, offset)
-            for record, (segment, offset) in zip(records, places, strict=True)
-            for key in record.stamped or (record.key,)
-        ]
+        placed: list[Placed] = []
+        for record, (segment, offset) in zip(records, places, strict=True):
+            if record.stamped:
+                placed.extend([Placed(key, record.header, segment, offset) for key in record.stamped])
+            else:
+                placed.append(Placed(record.key, record.header, segment, offset))
         self._table.apply(placed)
         # In the order of the log, so the last record of each segment is the one that stays here.
         for last in {record.segment: record for record in placed}.values():

@@ -58,19 +58,18 @@ class Decider:
             decided_of = committer.decided
             for block, key, entry in zip(blocks, keys, self.lookup(keys), strict=True):
                 decided = fresh.get(key) or decided_of(key)
-                if _is_there(decided, entry):
-                    self._find(plan, key, decided, entry)
-                    verdicts.append(Verdict.PRESENT)
-                else:
-                    born = stamp
-                    if entry is not None and (decided is None or decided.header.type is not RecordType.TOMBSTONE):
+                born = stamp
+                if entry is not None or decided is not None:
+                    if _is_there(decided, entry):
+                        self._find(plan, key, decided, entry)
+                        verdicts.append(Verdict.PRESENT)
+                        continue
+                    if decided is None or decided.header.type is not RecordType.TOMBSTONE:
                         # A copy that is set aside hands its stamp on.
                         born = max(stamp, self._stamp_of(key, decided, entry))
-                    header = RecordHeader(
-                        RecordType.BLOCK, tenant, block.id, kind_of(block.data), len(block.data), born
-                    )
-                    fresh[key] = PendingRecord(key, header, block.data)
-                    verdicts.append(Verdict.OK)
+                header = RecordHeader(RecordType.BLOCK, tenant, block.id, kind_of(block.data), len(block.data), born)
+                fresh[key] = PendingRecord(key, header, block.data)
+                verdicts.append(Verdict.OK)
             self._take(plan, tenant)
             if fresh:
                 self.space.check(

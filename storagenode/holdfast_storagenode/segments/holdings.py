@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from holdfast_storagenode.segments.index import split_key
 from holdfast_storagenode.store import Holding
 
 # One of a tenant in a partition takes about 250 bytes.
@@ -20,7 +19,10 @@ TALLIES_MAX: Final = 131_072
 
 _MODULUS: Final = 1 << 256
 _DIGEST_BYTES: Final = 32
-_PARTITION_AT: Final = 4
+# What a key of the index consists of.
+_TENANT: Final = slice(0, 4)
+_PARTITION: Final = slice(4, 6)
+_ID: Final = slice(6, 38)
 
 
 @dataclass(slots=True)
@@ -32,39 +34,31 @@ class _Tally:
 
 
 @dataclass(slots=True)
-class _Partition:
-    """The tallies of one partition by tenant. Until it is `complete` they hold what changed since the view."""
+class Partition:
+    """The tallies of one partition by tenant, as keys name it. Until `complete` they hold what changed since the view.
 
-    tenants: dict[int, _Tally]
+    `note` may leave empty tallies.
+    """
+
+    tenants: dict[bytes, _Tally]
     complete: bool = False
 
-    def add(self, tenant: int, count: int, total: int) -> int:
-        """Add to a tenant's tally; return by how many there are more tallies now."""
-        tally = self.tenants.get(tenant)
-        if tally is None:
-            self.tenants[tenant] = _Tally(count, total)
-            return 1
-        tally.count += count
-        tally.total += total
-        if tally.count == 0 and self.complete:
-            del self.tenants[tenant]
-            return -1
-        return 0
-
-    def finish(self, found: Mapping[int, _Tally]) -> int:
+    def finish(self, found: Mapping[bytes, _Tally]) -> int:
         """Add what the view showed; return by how many there are more tallies now."""
         before = len(self.tenants)
         for tenant, tally in found.items():
-            self.add(tenant, tally.count, tally.total)
-        self.tenants = {tenant: tally for tenant, tally in self.tenants.items() if tally.count}
+            changed = self.tenants.setdefault(tenant, _Tally())
+            changed.count += tally.count
+            changed.total += tally.total
         self.complete = True
         return len(self.tenants) - before
 
     def holdings(self) -> list[Holding]:
         """Return them as a store tells them."""
         return [
-            Holding(tenant, tally.count, (tally.total % _MODULUS).to_bytes(_DIGEST_BYTES, "big"))
+            Holding(_number(tenant), tally.count, (tally.total % _MODULUS).to_bytes(_DIGEST_BYTES, "big"))
             for tenant, tally in sorted(self.tenants.items())
+            if tally.count
         ]
 
 
@@ -73,23 +67,30 @@ Counting: TypeAlias = Callable[[int], AbstractContextManager[Iterable[bytes]]]
 
 
 class HoldingsBook:
-    """Tallies of partitions. `note` is called under `lock` with every change; `of` takes it for a moment."""
+    """Tallies of partitions. `note` is called under `lock` with every change; `of` takes it for a moment.
+
+    `partitions` has those that are kept up, as keys name them.
+    """
 
     def __init__(self, *, tallies_max: int = TALLIES_MAX) -> None:
+        self.partitions: dict[bytes, Partition] = {}
         self._tallies_max = tallies_max
         self._tallies = 0
-        self._partitions: dict[int, _Partition] = {}
         self._counting = threading.Lock()
 
     def note(self, key: bytes, sign: int) -> None:
         """Take note that a whole block came (+1) or went (-1). Under the lock."""
-        partition = self._partitions.get(key[_PARTITION_AT] << 8 | key[_PARTITION_AT + 1])
+        partition = self.partitions.get(key[_PARTITION])
         if partition is None:
             return
-        tenant, number, total = _read_key(key)
-        self._tallies += partition.add(tenant, sign, sign * total)
+        tally = partition.tenants.get(key[_TENANT])
+        if tally is None:
+            tally = partition.tenants[key[_TENANT]] = _Tally()
+            self._tallies += 1
+        tally.count += sign
+        tally.total += sign * _number(key[_ID])
         if partition.complete and self._tallies > self._tallies_max:
-            self._drop(number)
+            self._drop(key[_PARTITION])
 
     def of(self, number: int, lock: AbstractContextManager[object], counting: Counting) -> list[Holding]:
         """Return what is held in a partition. Call it without the lock.
@@ -97,22 +98,19 @@ class HoldingsBook:
         Raises:
             IndexDamagedError: the index cannot be trusted.
         """
+        name = number.to_bytes(2, "big")
         with lock:
-            partition = self._partitions.get(number)
+            partition = self.partitions.get(name)
             if partition is not None and partition.complete:
                 return partition.holdings()
         # One at a time: who asks for the same partition meanwhile finds it counted.
-        with self._counting:
-            return self._count(number, lock, counting)
-
-    def _count(self, number: int, lock: AbstractContextManager[object], counting: Counting) -> list[Holding]:
-        with ExitStack() as view:
+        with self._counting, ExitStack() as view:
             with lock:
-                known = self._partitions.get(number)
+                known = self.partitions.get(name)
                 if known is not None:
                     return known.holdings()
                 keys = view.enter_context(counting(number))
-                partition = self._partitions[number] = _Partition({})
+                partition = self.partitions[name] = Partition({})
             try:
                 found = _tallied(keys)
                 with lock:
@@ -121,25 +119,23 @@ class HoldingsBook:
             finally:
                 with lock:
                     if not partition.complete or self._tallies > self._tallies_max:
-                        self._drop(number)
+                        self._drop(name)
 
-    def _drop(self, number: int) -> None:
-        self._tallies -= len(self._partitions.pop(number).tenants)
+    def _drop(self, name: bytes) -> None:
+        dropped = self.partitions.pop(name, None)
+        self._tallies -= 0 if dropped is None else len(dropped.tenants)
 
 
-def _tallied(keys: Iterable[bytes]) -> dict[int, _Tally]:
-    tallies: dict[int, _Tally] = {}
+def _tallied(keys: Iterable[bytes]) -> dict[bytes, _Tally]:
+    tallies: dict[bytes, _Tally] = {}
     for key in keys:
-        tenant, _, number = _read_key(key)
-        tally = tallies.get(tenant)
+        tally = tallies.get(key[_TENANT])
         if tally is None:
-            tally = tallies[tenant] = _Tally()
+            tally = tallies[key[_TENANT]] = _Tally()
         tally.count += 1
-        tally.total += number
+        tally.total += _number(key[_ID])
     return tallies
 
 
-def _read_key(key: bytes) -> tuple[int, int, int]:
-    """Return tenant, partition, and the id as a number."""
-    tenant, partition, block_id = split_key(key)
-    return tenant, partition, int.from_bytes(block_id, "big")
+def _number(part: bytes) -> int:
+    return int.from_bytes(part, "big")

@@ -17,15 +17,20 @@ class Overlay:
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry | None] = {}
         self._places: dict[bytes, list[bytes]] = {}
+        # Filed when somebody asks: a node that takes blocks and lists none has no need of it.
+        self._unfiled: list[bytes] = []
 
     def set(self, key: bytes, entry: Entry | None) -> None:
         """Take a change."""
         if key not in self.entries:
-            self._places.setdefault(key[:_PLACE_BYTES], []).append(key)
+            self._unfiled.append(key)
         self.entries[key] = entry
 
     def between(self, low: bytes, high: bytes) -> Iterator[bytes]:
         """Yield the changed keys from `low` to below `high`, in no order."""
+        for key in self._unfiled:
+            self._places.setdefault(key[:_PLACE_BYTES], []).append(key)
+        self._unfiled.clear()
         first, last = low[:_PLACE_BYTES], high[:_PLACE_BYTES]
         if first == last:
             places = [self._places.get(first, [])]

@@ -160,8 +160,11 @@ class BlockTable:
             current = changed_before(record.key, base)
             changed, entry = _next_entry(record, current)
             if changed:
-                self._count(record, current, entry)
                 active.set(record.key, entry)
+                if current is not None:
+                    self._count(record, current, -1)
+                if entry is not None:
+                    self._count(record, entry, +1)
 
     def freeze(self, segment: int, offset: int) -> tuple[Iterable[tuple[bytes, Entry | None]], Checkpoint]:
         """Set the overlay aside and return it with the checkpoint that it makes. Call it under the lock.
@@ -192,33 +195,24 @@ class BlockTable:
         active, frozen = self._overlays
         return {key: overlay.entries[key] for overlay in (frozen, active) for key in overlay.between(low, high)}
 
-    def _count(self, record: Placed, current: Entry | None, entry: Entry | None) -> None:
-        """Bring the sums from `current` to `entry`."""
+    def _count(self, record: Placed, entry: Entry, sign: int) -> None:
+        """Add an entry to the sums (+1) or take it off them (-1)."""
         totals = self.totals
-        if current is not None:
-            totals.quarantined_count -= current.quarantined
-            self._add_live(current, -1)
-        if entry is not None:
-            totals.quarantined_count += entry.quarantined
-            self._add_live(entry, +1)
-        grown = (entry is not None) - (current is not None)
-        if grown:
-            totals.block_count += grown
-            tenant = record.header.tenant
-            held = totals.tenants.get(tenant, 0) + grown
-            totals.tenants[tenant] = held
-            if held == 0:
-                del totals.tenants[tenant]
-        whole = (entry is not None and not entry.quarantined) - (current is not None and not current.quarantined)
-        if whole:
-            self.holdings.note(record.key, whole)
-
-    def _add_live(self, entry: Entry, sign: int) -> None:
-        live_bytes = self.totals.live_bytes
-        live = live_bytes.get(entry.segment, 0) + sign * (RECORD_HEADER_BYTES + entry.length)
-        live_bytes[entry.segment] = live
+        totals.block_count += sign
+        live_bytes, segment = totals.live_bytes, entry.segment
+        live = live_bytes.get(segment, 0) + sign * (RECORD_HEADER_BYTES + entry.length)
+        live_bytes[segment] = live
         if live == 0:
-            del live_bytes[entry.segment]
+            del live_bytes[segment]
+        tenants, tenant = totals.tenants, record.header.tenant
+        held = tenants.get(tenant, 0) + sign
+        tenants[tenant] = held
+        if held == 0:
+            del tenants[tenant]
+        if entry.quarantined:
+            totals.quarantined_count += sign
+        elif self.holdings.partitions:
+            self.holdings.note(record.key, sign)
 
 
 def _whole(
