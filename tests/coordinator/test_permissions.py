@@ -364,7 +364,8 @@ async def test_what_nodes_hold_is_told_to_who_may_read_of_all_tenants(world: Wor
         for node in (await look(world.agent)).nodes:
             assert not any((node.used_bytes, node.free_bytes, node.block_count, node.capacity_bytes))
             assert all((node.node_id, node.address, node.zone, node.up))
-            assert not (node.HasField("healing") or node.HasField("state"))
+            assert not node.HasField("healing")
+            assert not node.HasField("state")
     stats = state_pb2.GetStatsRequest()
     assert (await world.admin.state("GetStats", stats)).cluster_used_bytes == 7
     assert (await world.agent.state("GetStats", stats)).cluster_used_bytes == 0
