@@ -17,6 +17,8 @@ from holdfast.cli import (
     cluster,
     files,
     keys,
+    layouts,
+    nodes,
     objects,
     pki,
     points,
@@ -41,13 +43,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, serve, cluster, demo):
+for part in (up, services, agent, points, serve, cluster, nodes, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
 app.add_typer(objects.app, name="app")
 app.add_typer(files.app, name="files")
 app.add_typer(serve.overlay_app, name="overlay")
-app.add_typer(cluster.layout_app, name="layout")
+app.add_typer(nodes.node_app, name="node")
+app.add_typer(layouts.app, name="layout")
 app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(access.app, name="access")
