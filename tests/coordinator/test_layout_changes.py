@@ -61,12 +61,12 @@ async def test_a_check_that_fails_while_the_layouts_change_is_made_anew(store: S
             await next_epoch(store)
             raise not_durable([bytes(32)])
 
-        await refused(code, durability.still(None, fails))
-        assert await durability.still(None, fails_late) is None
-        await refused(code, durability.still(None, fails))
+        await refused(code, durability.still(None, fails, collection_epoch=1))
+        assert await durability.still(None, fails_late, collection_epoch=1) is None
+        await refused(code, durability.still(None, fails, collection_epoch=1))
 
 
-def nobody_asks(layout_set: object) -> Barrier:
+def nobody_asks(layout_set: object, collection_epoch: int) -> Barrier:
     """A barrier for checks that fail by themselves."""
     return cast("Barrier", None)
 

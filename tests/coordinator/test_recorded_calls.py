@@ -16,7 +16,7 @@ from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.rules import all_rules
 from holdfast_proto.v1 import cluster_pb2, state_pb2
-from holdfast_proto.v1.records_pb2 import VmRecord, VolumeSpec
+from holdfast_proto.v1.records_pb2 import RetentionRules, VmRecord, VolumeSpec
 from tests.coordinator.faults import Fault, FaultyStore
 from tests.coordinator.rig import Client, coordinator, empty_object_commit, eventually, records, refused, zero_commit
 
@@ -81,6 +81,12 @@ async def world(store: SqliteStore, clock: ManualClock) -> AsyncIterator[World]:
             "ReportDamage": state_pb2.ReportDamageRequest(resource_id=point.point_id),
             "GetStats": state_pb2.GetStatsRequest(),
             "DiscardVm": state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=point.point_id),
+            "LockPoint": state_pb2.LockPointRequest(
+                point_id=point.point_id, until_unix_ms=clock.now_unix_ms() + 86_400_000
+            ),
+            "UnlockPoint": state_pb2.UnlockPointRequest(point_id=point.point_id),
+            "SetRetention": state_pb2.SetRetentionRequest(vm_id="vm-1", rules=RetentionRules(keep_last=1)),
+            "ApplyRetention": state_pb2.ApplyRetentionRequest(vm_id="vm-1"),
             "ApplyLayout": cluster_pb2.ApplyLayoutRequest(previous_epoch=1),
         }
         await client.beat(4)
@@ -96,6 +102,8 @@ RECORDED = sorted(
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_call_leaves_one_record_before_its_answer_and_none_without_it(world: World, name: str) -> None:
+    if name == "UnlockPoint":
+        await world.call("LockPoint")
     before, known = await world.state(), await records(world.store)
     world.faults.refuse_log(True)
     await refused(ErrorCode.UNREACHABLE, world.call(name))
@@ -128,6 +136,9 @@ async def outcomes(world: World, *calls: tuple[str, Any]) -> list[str]:
         ("CommitObject", "REPEATED"),
         ("ForgetObject", "NOT_FOUND"),
         ("DiscardVm", "REPEATED"),
+        ("LockPoint", "REPEATED"),
+        ("SetRetention", "REPEATED"),
+        ("ApplyRetention", "OK"),
         ("ApplyLayout", "CONFLICT"),
     ],
 )
