@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         VolumeInfo,
         VolumeSpec,
     )
+    from holdfast.retention import PointLock, RetainedPoint, RetentionRules
     from holdfast.sources import (
         BackupRun,
         DifferenceSource,
@@ -81,11 +82,14 @@ __all__ = [
     "ObjectOrigin",
     "PointFiles",
     "PointInfo",
+    "PointLock",
     "Progress",
     "ProgressCallback",
     "RawFileSource",
     "Reading",
     "RestoreReport",
+    "RetainedPoint",
+    "RetentionRules",
     "RetrievedFiles",
     "StateManager",
     "Stats",
@@ -116,6 +120,7 @@ _HOMES = {
     "ErrorCode": "holdfast_core.model.errors",
     "HoldfastError": "holdfast_core.model.errors",
     **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
+    **dict.fromkeys(("PointLock", "RetainedPoint", "RetentionRules"), "holdfast.retention"),
     "TlsFiles": "holdfast_core.runtime.options",
 }
 

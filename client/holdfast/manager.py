@@ -14,6 +14,7 @@ from holdfast.background import LoopThread
 from holdfast.calls.cluster import ClusterCalls
 from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
+from holdfast.calls.retention import RetentionCalls
 from holdfast.calls.serving import ServingCalls
 from holdfast.results import (
     ObjectInfo,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, FileCalls, ServingCalls, ClusterCalls):
+class StateManager(LifecycleCalls, RetentionCalls, FileCalls, ServingCalls, ClusterCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.lifecycle import KeepRule
+from holdfast.retention import PointLock, RetentionRules
 from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
 
 
@@ -70,6 +71,7 @@ class VmInfo:
         template_id: the point that first snapshots take fingerprints from, empty for none.
         keep: what must be stored before it may be discarded.
         discarding_unix_ms: when its discarding began; 0 for a VM that lives.
+        retention: which of its points are kept; None keeps all.
     """
 
     vm_id: str
@@ -81,6 +83,7 @@ class VmInfo:
     template_id: str = ""
     keep: tuple[KeepRule, ...] = ()
     discarding_unix_ms: int = 0
+    retention: RetentionRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class VolumeInfo:
 class PointInfo:
     """A recovery point. `parent_id` is empty for a snapshot; `forgotten` marks a lineage stub without content.
 
-    `labels` and the definition are what the VM had when the point was begun; `definition` is left out of lists.
+    `labels` and the definition are what the VM had when the point was begun; `definition` is left out of lists. `lock`
+    is what keeps it from being forgotten, None where nothing does.
     """
 
     point_id: str
@@ -157,6 +161,7 @@ class PointInfo:
     labels: Mapping[str, str] = field(default_factory=dict)
     definition: bytes = b""
     definition_name: str = ""
+    lock: PointLock | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -43,6 +43,16 @@ class ClusterKnowledge:
         """Epoch of the newest layout, 0 before the first."""
         return 0 if self._layout is None else self._layout.epoch
 
+    def partition_of(self, block_id: bytes) -> int:
+        """Return the partition of a block; the same for the life of the cluster.
+
+        Raises:
+            HoldfastError: NOT_READY before the first layout.
+        """
+        if self._layout is None:
+            raise HoldfastError(ErrorCode.NOT_READY, "the cluster has no layout yet")
+        return self._layout.partition_of(block_id)
+
     @property
     def verifier(self) -> CapabilityVerifier:
         """Verifies capabilities of this cluster; of none before the first answer."""

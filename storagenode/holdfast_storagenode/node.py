@@ -113,7 +113,10 @@ class StorageNode:
         await self._open_store()
         self._metrics.watch_store(self._store_status)
         view = NodeView(
-            store=self._opened_store, layout_epoch=lambda: self._cluster.layout_epoch, status=self._node_status
+            store=self._opened_store,
+            partition_of=self._cluster.partition_of,
+            layout_epoch=lambda: self._cluster.layout_epoch,
+            status=self._node_status,
         )
         service = BlockService(view, AccessControl(self._cluster, self._clock), self._workers, self._metrics)
         self._host.add(add_block_service, service, SERVICE_NAME)

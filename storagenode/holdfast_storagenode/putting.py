@@ -154,10 +154,11 @@ class PutStream:
     def _store_batch(self, batch: Batch) -> Future[list[Verdict]]:
         """Verify a batch and hand it to the store; runs in a thread."""
         blocks = verified_blocks(batch, self.capability.kinds)
+        stamp = max(self.store.epoch, self.capability.collection_epoch)
         if isinstance(self.store, SubmittingStore):
-            return self.store.submit(self.capability.tenant, blocks)
+            return self.store.submit(self.capability.tenant, blocks, stamp=stamp)
         done: Future[list[Verdict]] = Future()
-        done.set_result(self.store.put(self.capability.tenant, blocks))
+        done.set_result(self.store.put(self.capability.tenant, blocks, stamp=stamp))
         return done
 
     def _count(self, batch: Batch, verdicts: list[Verdict]) -> None:

@@ -19,6 +19,7 @@ from holdfast_core.model.limits import (
     BLOCK_ID_BYTES,
     IDS_PER_REQUEST_MAX,
     IN_FLIGHT_BYTES_PER_NODE,
+    PARTITIONS_MAX,
 )
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.blocks.groups import plain_task_group
@@ -28,7 +29,7 @@ from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl, sees_all_kinds
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.putting import ByteWindow, PutStream
-from holdfast_storagenode.store import BlockStore, Found, Verdict, kind_of
+from holdfast_storagenode.store import BlockEntry, BlockStore, Found, PartitionOf, Verdict, kind_of
 from holdfast_storagenode.wire import PutMessage, encode_get
 from holdfast_storagenode.workers import Workers
 
@@ -41,11 +42,24 @@ _PARTITIONS_PER_DIGEST_MAX: Final = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """What the service asks of its node, each time anew: the store (NOT_READY before there is one), epoch, status."""
+    """What the service asks of its node, each time anew: the store (NOT_READY before there is one), epoch, status.
+
+    `partition_of` never changes; it may be asked where there is a store.
+    """
 
     store: Callable[[], BlockStore]
+    partition_of: PartitionOf
     layout_epoch: Callable[[], int]
     status: Callable[[], NodeStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class _ScanPart:
+    """What is left to list: from `partition` on to below `end`, or all where it is None, above the id `after`."""
+
+    partition: int | None
+    end: int
+    after: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +133,36 @@ class BlockService:
         store = self._node.store()
         if request.after and len(request.after) != BLOCK_ID_BYTES:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"an id takes {BLOCK_ID_BYTES} bytes")
-        partition = request.partition if request.HasField("partition") else None
-        after, left = request.after, request.limit or None
+        part = self._scanned(request)
+        left = request.limit or None
         while left is None or left > 0:
             page = BATCH_BLOCKS_MAX if left is None else min(left, BATCH_BLOCKS_MAX)
-            entries = await self._workers.run(
-                store.scan, capability.tenant, partition=partition, after=after, limit=page
-            )
+            entries, rest = await self._workers.run(_scan, store, capability.tenant, part, page)
             listed = [entry for entry in entries if entry.kind in capability.kinds]
             if listed:
-                block_ids = b"".join(entry.block_id for entry in listed)
-                lengths = [entry.length for entry in listed]
-                await _send(context, pb.ScanBlocksResponse(block_ids=block_ids, lengths=lengths))
-            if len(entries) < page:
+                await _send(
+                    context,
+                    pb.ScanBlocksResponse(
+                        block_ids=b"".join(entry.block_id for entry in listed),
+                        lengths=[entry.length for entry in listed],
+                        stamps=[entry.stamp for entry in listed],
+                    ),
+                )
+            if rest is None:
                 return
             self._access.recheck(capability)
-            after = entries[-1].block_id
+            part = rest
             left = None if left is None else left - len(listed)
+
+    def _scanned(self, request: pb.ScanBlocksRequest) -> _ScanPart:
+        """Return what a request means to list."""
+        if not request.HasField("partition"):
+            return _ScanPart(None, 0, request.after)
+        first = request.partition
+        end = min(PARTITIONS_MAX, first + max(1, request.partition_count))
+        # The order is that of partitions, so an id of a later one lies above all of those before it.
+        at = self._node.partition_of(request.after) if request.after else first
+        return _ScanPart(max(first, at), end, request.after if at >= first else b"")
 
     async def DigestPartitions(
         self, request: pb.DigestPartitionsRequest, context: Context
@@ -157,10 +184,13 @@ class BlockService:
         return response
 
     async def DeleteBlocks(self, request: pb.DeleteBlocksRequest, context: Context) -> pb.DeleteBlocksResponse:
-        """Remove blocks."""
+        """Remove blocks that are stamped below the cut-off, without which nothing is removed."""
         capability = self._access.enter(context, "delete")
         store, ids = self._node.store(), _ids(request.block_ids)
-        return pb.DeleteBlocksResponse(verdicts=await self._workers.run(_delete, store, capability, ids))
+        if not request.cutoff:
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a delete names its cut-off; no block is stamped below 0")
+        verdicts = await self._workers.run(_delete, store, capability, ids, request.cutoff)
+        return pb.DeleteBlocksResponse(verdicts=verdicts)
 
     async def GetNodeStatus(self, request: pb.GetNodeStatusRequest, context: Context) -> pb.GetNodeStatusResponse:
         """Report space and counts."""
@@ -217,16 +247,35 @@ def _confined(item: Found, capability: Capability) -> Found:
 
 
 def _has(store: BlockStore, capability: Capability, ids: Sequence[bytes], verify: bool) -> bytes:
-    verdicts = store.has(capability.tenant, ids, verify=verify)
+    # Who only looks keeps nothing alive; who works under a collection epoch leans on what it finds.
+    epoch = capability.collection_epoch
+    verdicts = store.has(capability.tenant, ids, verify=verify, stamp=max(store.epoch, epoch) if epoch else 0)
     return bytes(_confine_verdicts(store, capability, ids, verdicts))
 
 
-def _delete(store: BlockStore, capability: Capability, ids: Sequence[bytes]) -> bytes:
+def _scan(store: BlockStore, tenant: int, part: _ScanPart, limit: int) -> tuple[list[BlockEntry], _ScanPart | None]:
+    """List up to `limit` entries of a part; return them and what is left, None where that is nothing."""
+    if part.partition is None:
+        entries = store.scan(tenant, partition=None, after=part.after, limit=limit)
+        return entries, _ScanPart(None, 0, entries[-1].block_id) if len(entries) == limit else None
+    listed: list[BlockEntry] = []
+    after = part.after
+    for partition in range(part.partition, part.end):
+        wanted = limit - len(listed)
+        entries = store.scan(tenant, partition=partition, after=after, limit=wanted)
+        listed.extend(entries)
+        if len(entries) == wanted:
+            return listed, _ScanPart(partition, part.end, entries[-1].block_id)
+        after = b""
+    return listed, None
+
+
+def _delete(store: BlockStore, capability: Capability, ids: Sequence[bytes], cutoff: int) -> bytes:
     if sees_all_kinds(capability):
-        return bytes(store.delete(capability.tenant, ids))
+        return bytes(store.delete(capability.tenant, ids, cutoff=cutoff))
     kinds = store.kinds(capability.tenant, ids)
     allowed = [block_id for block_id, kind in zip(ids, kinds, strict=True) if kind is None or kind in capability.kinds]
-    deleted = iter(store.delete(capability.tenant, allowed))
+    deleted = iter(store.delete(capability.tenant, allowed, cutoff=cutoff))
     return bytes(next(deleted) if kind is None or kind in capability.kinds else Verdict.DENIED for kind in kinds)
 
 

@@ -168,7 +168,8 @@ class Cluster:
             pool.update(grant.nodes)
             for node_id in pool.known():
                 answer = await BlockServiceStub(pool.channel(node_id)).DeleteBlocks(
-                    DeleteBlocksRequest(block_ids=block_id), metadata=((CAPABILITY_METADATA_KEY, token),)
+                    DeleteBlocksRequest(block_ids=block_id, cutoff=2**32 - 1),
+                    metadata=((CAPABILITY_METADATA_KEY, token),),
                 )
                 assert answer.verdicts == bytes([VERDICT_OK])
 

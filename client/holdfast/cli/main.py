@@ -22,6 +22,7 @@ from holdfast.cli import (
     objects,
     pki,
     points,
+    retention,
     serve,
     services,
     tenants,
@@ -43,9 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, serve, cluster, nodes, demo):
+for part in (up, services, agent, points, retention, serve, cluster, nodes, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
+app.add_typer(retention.retention_app, name="retention")
 app.add_typer(objects.app, name="app")
 app.add_typer(files.app, name="files")
 app.add_typer(serve.overlay_app, name="overlay")
