@@ -28,11 +28,14 @@ from holdfast_coordinator.audit.service import AuditService
 from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cautious_clock import CautiousClock
 from holdfast_coordinator.cluster_service import ClusterService
+from holdfast_coordinator.collection.parts import CollectionSettings, collection_duties, collections_of
+from holdfast_coordinator.collection.running import Collections
+from holdfast_coordinator.collection.service import CollectionService
+from holdfast_coordinator.healing.condition import at_risk_of
+from holdfast_coordinator.healing.parts import HealingParts, HealingSettings, healing_parts
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.keys.service import KeyService
-from holdfast_coordinator.layouts import Layouts
-from holdfast_coordinator.membership import Membership
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.records import count
 from holdfast_coordinator.state_service import StateService
@@ -43,7 +46,8 @@ from holdfast_coordinator.usage_count import count_usage
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
-from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S, NODE_LEASE_TTL_S, SESSION_TTL_S
+from holdfast_core.model.limits import SESSION_TTL_S
+from holdfast_core.runtime.background import run_workers
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.calls import Guard
@@ -53,10 +57,11 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import access_pb2, audit_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
+from holdfast_proto.v1 import access_pb2, audit_pb2, cluster_pb2, collection_pb2, keys_pb2, state_pb2, tenants_pb2
 from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
 from holdfast_proto.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
+from holdfast_proto.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
 from holdfast_proto.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
 from holdfast_proto.v1.tenants_pb2 import TenantRecord
@@ -68,6 +73,7 @@ _TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"
 _KEY_SERVICE: Final = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 _AUDIT_SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
+_COLLECTION_SERVICE: Final = collection_pb2.DESCRIPTOR.services_by_name["CollectionService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
 
@@ -81,8 +87,8 @@ class CoordinatorSettings:
         metrics_bind: HOST:PORT of the metrics page, None for none.
         options: what the operator said of the cluster.
         session_ttl_s: time without a keep-alive after which a session lapses.
-        node_lease_ttl_s: time without a heartbeat after which a node is down.
-        heartbeat_interval_s: time between heartbeats that nodes are asked for.
+        healing: how nodes are looked after.
+        collection: how what nothing reaches is collected.
         static_tokens: tokens that the operator gave by files; the policy neither makes nor takes what they hold.
         plaintext_on_network: whether any address may be served without TLS.
     """
@@ -92,8 +98,8 @@ class CoordinatorSettings:
     metrics_bind: str | None = None
     options: ClusterOptions = field(default_factory=ClusterOptions)
     session_ttl_s: float = SESSION_TTL_S
-    node_lease_ttl_s: float = NODE_LEASE_TTL_S
-    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    healing: HealingSettings = field(default_factory=HealingSettings)
+    collection: CollectionSettings = field(default_factory=CollectionSettings)
     static_tokens: tuple[StaticToken, ...] = ()
     plaintext_on_network: bool = False
 
@@ -111,6 +117,8 @@ class _Parts:
     refusals: RefusalCounts
     reader: AuditReader
     sealing: Sealing
+    healing: HealingParts
+    collections: Collections
 
 
 class Coordinator:
@@ -209,6 +217,7 @@ class Coordinator:
             background.cancel()
             await asyncio.wait([background])
         if self._parts is not None:
+            await self._parts.healing.lease.close()
             await self._parts.ledger.close()
         await self._pool.close()
         if background is not None and not background.cancelled() and (failure := background.exception()):
@@ -253,6 +262,16 @@ class Coordinator:
         reader = AuditReader(self._store, segments)
         access = AccessView(self._store, self._registry)
         await access.fresh()
+        collections = collections_of(
+            self._store,
+            ledger,
+            self._view,
+            self._pool,
+            tenants,
+            clock=self._clock,
+            random_bytes=self._random_bytes,
+            settings=self._settings.collection,
+        )
         return _Parts(
             cluster=cluster,
             chain=chain,
@@ -263,6 +282,18 @@ class Coordinator:
             refusals=RefusalCounts(ledger, self._registry, clock=self._clock, random_bytes=self._random_bytes),
             reader=reader,
             sealing=Sealing(self._store, reader, segments, clock=self._clock, metrics=audit_metrics),
+            healing=healing_parts(
+                self._store,
+                cluster,
+                chain,
+                self._view,
+                ledger=ledger,
+                clock=self._clock,
+                random_bytes=self._random_bytes,
+                settings=self._settings.healing,
+                duties=collection_duties(collections, self._settings.collection),
+            ),
+            collections=collections,
         )
 
     def _make_ledger(self, chain: KeyChain, metrics: AuditMetrics) -> Ledger:
@@ -299,14 +330,16 @@ class Coordinator:
             ClusterService(
                 self._store,
                 parts.cluster,
-                parts.chain,
                 self._view,
-                Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
-                Layouts(self._view, parts.cluster, ledger=parts.ledger),
-                heartbeat_interval_s=settings.heartbeat_interval_s,
+                parts.healing,
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],
+        )
+        host.add(
+            add_CollectionServiceServicer_to_server,
+            CollectionService(self._store, parts.collections, self._view, self._pool),
+            _COLLECTION_SERVICE,
         )
 
     def _add_access(self, host: ServiceHost, parts: _Parts) -> None:
@@ -360,8 +393,10 @@ class Coordinator:
             group.create_task(parts.access.run())
             group.create_task(parts.refusals.run())
             group.create_task(parts.sealing.run())
+            group.create_task(parts.collections.run())
+            group.create_task(run_workers(parts.healing.workers, self._clock, get_log("coordinator")))
             group.create_task(self._log_changes())
-            group.create_task(self._count(parts.tenants))
+            group.create_task(self._count(parts))
 
     async def _log_changes(self) -> None:
         """Say in the log when a node comes, goes or fills up, and when the layout changes."""
@@ -379,12 +414,12 @@ class Coordinator:
                 epoch = newest.epoch
                 log.info("layout", epoch=epoch, nodes=len(newest.nodes), living=len(state.layout_set.layouts))
 
-    async def _count(self, tenants: Tenants) -> None:
+    async def _count(self, parts: _Parts) -> None:
         """Keep the gauges of the cluster's state fresh; while the store is away they keep what they showed last."""
         while True:
             try:
                 sessions_open = 0
-                for record in tenants.names().values():
+                for record in parts.tenants.names().values():
                     space = keyspace.TenantKeyspace(record.tenant)
                     sessions_open += await count(self._store, space.sessions_prefix)
             except HoldfastError as error:
@@ -398,6 +433,10 @@ class Coordinator:
                     nodes_up=len(state.up),
                     nodes_down=len(state.nodes) - len(state.up),
                     nodes_full=sum(node.up and node.full for node in state.nodes),
+                    nodes_out=sum(node.state.out for node in state.nodes),
                     layout_epoch=newest.epoch if newest else 0,
+                    layouts_living=len(state.layout_set.layouts),
+                    partitions_at_risk=at_risk_of(state),
+                    is_steward=parts.healing.lease.term > 0,
                 )
             await self._clock.sleep(_COUNTING_INTERVAL_S)

@@ -98,9 +98,7 @@ class Locks:
 class Locking:
     """Sets and lifts locks of one tenant."""
 
-    def __init__(
-        self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, vms: Vms, clock: Clock
-    ) -> None:
+    def __init__(self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, vms: Vms, clock: Clock) -> None:
         """Bind to the store."""
         self._store = store
         self._space = space

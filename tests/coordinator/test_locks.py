@@ -155,9 +155,7 @@ async def test_many_points_with_ended_locks_are_discarded(
 
 
 @pytest.mark.parametrize("ends", ["forget", "discard"])
-async def test_a_lock_that_comes_at_the_last_moment_counts(
-    store: SqliteStore, clock: JumpingClock, ends: str
-) -> None:
+async def test_a_lock_that_comes_at_the_last_moment_counts(store: SqliteStore, clock: JumpingClock, ends: str) -> None:
     faults = FaultyStore(store)
     async with coordinator(faults, clock=clock) as client, coordinator(store, clock=clock, seed=2) as other:
         await client.form_layout()
