@@ -13,9 +13,12 @@ from holdfast.results import (
     ClusterStatus,
     Codec,
     Consistency,
+    LayoutChange,
     LayoutInfo,
     LayoutPlan,
     LayoutState,
+    NodeDecision,
+    NodeHealing,
     NodeInfo,
     NodeShare,
     ObjectForm,
@@ -324,7 +327,11 @@ def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:
 
 def node_info(status: common_pb2.NodeStatus) -> NodeInfo:
     """Return a node."""
-    return NodeInfo(**{name: getattr(status, name) for name in NodeInfo.__dataclass_fields__})
+    decided = {"healing", "draining", "out", "weight_bytes"}
+    plain = {name: getattr(status, name) for name in NodeInfo.__dataclass_fields__ if name not in decided}
+    healing = NodeHealing(**{name: getattr(status.healing, name) for name in NodeHealing.__dataclass_fields__})
+    state = status.state
+    return NodeInfo(**plain, healing=healing, draining=state.draining, out=state.out, weight_bytes=state.weight_bytes)
 
 
 def layout_info(message: common_pb2.Layout) -> LayoutInfo:
@@ -358,6 +365,18 @@ def layout_plan(answer: cluster_pb2.PlanLayoutResponse) -> LayoutPlan:
         slots_total=answer.slots_total,
         explanation=tuple(answer.explanation),
     )
+
+
+def node_decision(answer: cluster_pb2.SetNodeResponse) -> NodeDecision:
+    """Return what a change of a node came to."""
+    return NodeDecision(plan=layout_plan(answer.plan) if answer.HasField("plan") else None, applied=answer.applied)
+
+
+def layout_change(change: cluster_pb2.LayoutChange) -> LayoutChange:
+    """Return one change of the layout."""
+    lists = ("joined", "left")
+    plain = {name: getattr(change, name) for name in LayoutChange.__dataclass_fields__ if name not in lists}
+    return LayoutChange(**plain, joined=tuple(change.joined), left=tuple(change.left))
 
 
 def cluster_status(answer: cluster_pb2.GetClusterStatusResponse) -> ClusterStatus:

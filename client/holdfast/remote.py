@@ -9,9 +9,11 @@ from holdfast import convert
 from holdfast.lifecycle import DiscardReceipt
 from holdfast.results import (
     ClusterStatus,
+    LayoutChange,
     LayoutInfo,
     LayoutPlan,
     LayoutState,
+    NodeDecision,
     NodeInfo,
     ObjectInfo,
     PointInfo,
@@ -202,3 +204,25 @@ class CoordinatorCalls:
             cluster_pb2.ApplyLayoutRequest(previous_epoch=previous_epoch, remove_node_ids=remove),
         )
         return convert.layout_info(answer.layout)
+
+    async def set_node(
+        self, node_id: str, *, draining: bool | None, weight_bytes: int | None, dry_run: bool
+    ) -> NodeDecision:
+        """Change what is decided of a node."""
+        request = cluster_pb2.SetNodeRequest(
+            node_id=check_name(node_id, "node name"), draining=draining, weight_bytes=weight_bytes, dry_run=dry_run
+        )
+        answer = await self._endpoints.call(lambda channel: ClusterServiceStub(channel).SetNode, request)
+        return convert.node_decision(answer)
+
+    async def remove_node(self, node_id: str, *, lost: bool) -> None:
+        """End a node's membership."""
+        request = cluster_pb2.RemoveNodeRequest(node_id=check_name(node_id, "node name"), lost=lost)
+        await self._endpoints.call(lambda channel: ClusterServiceStub(channel).RemoveNode, request)
+
+    async def layout_history(self) -> list[LayoutChange]:
+        """Return how layouts followed one another, newest first."""
+        answer = await self._endpoints.call(
+            lambda channel: ClusterServiceStub(channel).GetLayoutHistory, cluster_pb2.GetLayoutHistoryRequest()
+        )
+        return [convert.layout_change(change) for change in answer.changes]
