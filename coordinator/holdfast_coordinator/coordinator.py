@@ -38,6 +38,7 @@ from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.keys.service import KeyService
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.records import count
+from holdfast_coordinator.retention_duty import retention_duty
 from holdfast_coordinator.state_service import StateService
 from holdfast_coordinator.tenant import Tenant, open_tenant
 from holdfast_coordinator.tenant_service import TenantService
@@ -291,7 +292,10 @@ class Coordinator:
                 clock=self._clock,
                 random_bytes=self._random_bytes,
                 settings=self._settings.healing,
-                duties=collection_duties(collections, self._settings.collection),
+                duties=(
+                    *collection_duties(collections, self._settings.collection),
+                    retention_duty(tenants, self._random_bytes),
+                ),
             ),
             collections=collections,
         )

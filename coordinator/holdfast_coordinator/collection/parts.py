@@ -14,12 +14,12 @@ from holdfast_coordinator.collection.running import Collections
 from holdfast_coordinator.collection.scanner import GrpcScanner
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.healing.duties import Duty
+from holdfast_coordinator.living_reader import living_reader
 from holdfast_coordinator.tenants import Tenants
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.limits import COLLECTION_INTERVAL_S
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore
 
@@ -60,7 +60,7 @@ def collections_of(
 
     async def opened(number: int, entry_of: Callable[[str], Entry]) -> MarkedTenant:
         tenant = await tenants.numbered(number)
-        reader = BlockReader(pool, lambda: view.state.layout_set.layouts, tenant.grants.index_reader)
+        reader = living_reader(view, pool, tenant.grants.index_reader)
 
         async def fetch(node_ids: Sequence[bytes]) -> Mapping[bytes, SealedBlock]:
             refresh()
