@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.collection import BlockExplanation, CollectionReport, CollectionState, Reclaimable
     from holdfast.descriptors import Extent
     from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles
     from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
@@ -57,8 +58,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncStateManager",
     "BackupRun",
+    "BlockExplanation",
     "ClusterStatus",
     "Codec",
+    "CollectionReport",
+    "CollectionState",
     "Consistency",
     "DifferenceSource",
     "DiscardReceipt",
@@ -87,6 +91,7 @@ __all__ = [
     "ProgressCallback",
     "RawFileSource",
     "Reading",
+    "Reclaimable",
     "RestoreReport",
     "RetainedPoint",
     "RetentionRules",
@@ -119,6 +124,7 @@ _HOMES = {
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",
     "HoldfastError": "holdfast_core.model.errors",
+    **dict.fromkeys(("BlockExplanation", "CollectionReport", "CollectionState", "Reclaimable"), "holdfast.collection"),
     **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
     **dict.fromkeys(("PointLock", "RetainedPoint", "RetentionRules"), "holdfast.retention"),
     "TlsFiles": "holdfast_core.runtime.options",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
 from holdfast.calls.cluster import ClusterCalls
+from holdfast.calls.collection import CollectionCalls
 from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.retention import RetentionCalls
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, RetentionCalls, FileCalls, ServingCalls, ClusterCalls):
+class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, ServingCalls, ClusterCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's

@@ -42,6 +42,11 @@ class CoordinatorCalls:
         """Bind to the coordinators."""
         self._endpoints = endpoints
 
+    @property
+    def endpoints(self) -> Endpoints:
+        """The coordinators, for groups of calls that are typed elsewhere."""
+        return self._endpoints
+
     async def register_vm(self, vm: VmRecord, *, replace: bool) -> VmInfo:
         """Register a VM."""
         request = state_pb2.RegisterVmRequest(vm=vm, replace=replace)
@@ -117,9 +122,7 @@ class CoordinatorCalls:
     ) -> Sequence[RetainedPoint]:
         """Apply rules of retention to a VM's points; its own where `rules` is None."""
         message = None if rules is None else convert.retention_message(rules)
-        request = state_pb2.ApplyRetentionRequest(
-            vm_id=check_name(vm_id, "VM name"), rules=message, dry_run=dry_run
-        )
+        request = state_pb2.ApplyRetentionRequest(vm_id=check_name(vm_id, "VM name"), rules=message, dry_run=dry_run)
         answer = await self._endpoints.call(
             lambda channel: StateServiceStub(channel).ApplyRetention, request, timeout_s=_RETENTION_TIMEOUT_S
         )

@@ -17,7 +17,7 @@ from holdfast_coordinator.damage_scope import DamageScope
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import each, still
 from holdfast_coordinator.transactions import Outcome, attempt, contention
-from holdfast_coordinator.view import ClusterView
+from holdfast_coordinator.view import ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.limits import BLOCK_ID_BYTES, IDS_PER_REQUEST_MAX
@@ -85,18 +85,35 @@ class Damage:
                 ErrorCode.LIMIT_EXCEEDED, f"{len(block_ids)} ids were reported; {IDS_PER_REQUEST_MAX} at most"
             )
         layout_set = await self._view.current_layouts()
-        layouts = layout_set.layouts
-        # Owners let go of what a newer layout has elsewhere: what they said counts while the layouts are the same.
-        asked_under: list[Condition] = [ModRevisionIs(keyspace.LAYOUT_HEAD, layout_set.revision)]
+        lost = await self._lost(block_ids, layout_set.layouts)
+        if lost:
+            named = await self._scope.named(lost, walks, layout_set.layouts)
+            lost = [block_id for block_id in lost if block_id in named]
+        return await self._record(lost, resource_id, layout_set, entry)
+
+    async def confirm(self, block_ids: Sequence[bytes], entry: Entry) -> int:
+        """Record those ids that every owner confirms as lost, as `report` does, for who has met them in trees.
+
+        They are recorded with the action of `entry` in place of a point or object: a collection knows of none.
+
+        Raises:
+            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name; CONFLICT as `report`.
+        """
+        layout_set = await self._view.current_layouts()
+        return await self._record(await self._lost(block_ids, layout_set.layouts), entry.action, layout_set, entry)
+
+    async def _lost(self, block_ids: Sequence[bytes], layouts: Sequence[Layout]) -> list[bytes]:
+        """Return the ids of which every owner has said that it has no good bytes."""
         good, silent = await self._ask(block_ids, layouts)
-        lost = [
+        return [
             block_id
             for block_id in dict.fromkeys(block_ids)
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
-        if lost:
-            named = await self._scope.named(lost, walks, layouts)
-            lost = [block_id for block_id in lost if block_id in named]
+
+    async def _record(self, lost: Sequence[bytes], resource_id: str, layout_set: LayoutSet, entry: Entry) -> int:
+        """Record ids, if the layouts are those that the owners were asked under: they let go of what others own."""
+        asked_under = [ModRevisionIs(keyspace.LAYOUT_HEAD, layout_set.revision)]
         marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
         entry.details["blocks"] = str(len(marks))
         if marks:

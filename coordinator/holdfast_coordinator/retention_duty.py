@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.healing.duties import Duty
 from holdfast_coordinator.ownership import of_vm
 from holdfast_coordinator.retention import Pins, Retention
 from holdfast_coordinator.tenants import Tenants
@@ -20,10 +21,13 @@ _PRINCIPAL: Final = "coordinator"
 _ACTION: Final = "point.forget"
 
 
-class RetentionDuty:
-    """Applies all rules of all tenants now and then; `run` is one round, and safe beside any other."""
+def retention_duty(tenants: Tenants, random_bytes: Callable[[int], bytes]) -> Duty:
+    """Return the duty of a cluster's steward; `random_bytes` makes the ids of records."""
+    return Duty("retention", RETENTION_INTERVAL_S, RetentionDuty(tenants, random_bytes).run)
 
-    name: Final = "retention"
+
+class RetentionDuty:
+    """Applies all rules of all tenants; `run` is one round, and safe beside any other."""
 
     def __init__(self, tenants: Tenants, random_bytes: Callable[[int], bytes]) -> None:
         """Bind to the tenants; `random_bytes` makes the ids of records."""

@@ -72,31 +72,12 @@ def open_tenant(
     space = TenantKeyspace(record.tenant)
     ring = KeyRing(secrets)
     grants = Grants(chain, secrets, clock)
-    vms = Vms(store, space, ledger, clock, quota=record.quota)
-    locks = Locks(store, space, lock_clock)
-    points = Points(store, space, ledger, locks=locks, quota=record.quota)
-    objects = Objects(store, space, ledger, quota=record.quota)
-    sessions = Sessions(
-        store,
-        space,
-        ledger,
-        vms=vms,
-        points=points,
-        key_epoch=ring.data_epoch_newest if ring.has_data else 0,
-        clock=clock,
-        ttl_s=session_ttl_s,
-        quota=record.quota,
+    kept = _open_records(
+        store, record, space, ring, ledger, clock=clock, lock_clock=lock_clock, session_ttl_s=session_ttl_s
     )
-    damage = Damage(
-        store,
-        space,
-        ledger,
-        view,
-        pool,
-        grants.presence_asker,
-        DamageScope(pool, grants.index_reader, ring.opener()),
-    )
-
+    vms, points, objects, sessions = kept.vms, kept.points, kept.objects, kept.sessions
+    scope = DamageScope(pool, grants.index_reader, ring.opener())
+    damage = Damage(store, space, ledger, view, pool, grants.presence_asker, scope)
     barrier = _barriers(view, pool, grants, ring)
     durability = Durability(damage=damage, view=view, barrier=barrier, metrics=metrics)
     commits = Commits(
@@ -112,20 +93,6 @@ def open_tenant(
         metrics=metrics,
         quota=record.quota,
     )
-    discards = Discards(
-        store,
-        space,
-        ledger,
-        vms=vms,
-        objects=objects,
-        sessions=sessions,
-        locks=locks,
-        durability=durability,
-        clock=clock,
-        metrics=metrics,
-        quota=record.quota,
-    )
-    stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
     return Tenant(
         record=record,
         space=space,
@@ -138,12 +105,68 @@ def open_tenant(
         sessions=sessions,
         damage=damage,
         commits=commits,
-        discards=discards,
-        stats=stats,
-        locks=locks,
-        locking=Locking(store, space, ledger, vms=vms, clock=clock),
-        retention=Retention(store, space, ledger, vms=vms, points=points, locks=locks, clock=lock_clock),
+        discards=Discards(
+            store,
+            space,
+            ledger,
+            vms=vms,
+            objects=objects,
+            sessions=sessions,
+            locks=kept.locks,
+            durability=durability,
+            clock=clock,
+            metrics=metrics,
+            quota=record.quota,
+        ),
+        stats=Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener()),
+        locks=kept.locks,
+        locking=kept.locking,
+        retention=kept.retention,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """What works on a tenant's records alone, without asking a node."""
+
+    vms: Vms
+    points: Points
+    objects: Objects
+    sessions: Sessions
+    locks: Locks
+    locking: Locking
+    retention: Retention
+
+
+def _open_records(
+    store: MetadataStore,
+    record: TenantRecord,
+    space: TenantKeyspace,
+    ring: KeyRing,
+    ledger: Ledger,
+    *,
+    clock: Clock,
+    lock_clock: CautiousClock,
+    session_ttl_s: float,
+) -> _Records:
+    vms = Vms(store, space, ledger, clock, quota=record.quota)
+    locks = Locks(store, space, lock_clock)
+    points = Points(store, space, ledger, locks=locks, quota=record.quota)
+    objects = Objects(store, space, ledger, quota=record.quota)
+    sessions = Sessions(
+        store,
+        space,
+        ledger,
+        vms=vms,
+        points=points,
+        key_epoch=ring.data_epoch_newest if ring.has_data else 0,
+        clock=clock,
+        ttl_s=session_ttl_s,
+        quota=record.quota,
+    )
+    locking = Locking(store, space, ledger, vms=vms, clock=clock)
+    retention = Retention(store, space, ledger, vms=vms, points=points, locks=locks, clock=lock_clock)
+    return _Records(vms, points, objects, sessions, locks, locking, retention)
 
 
 def _barriers(view: ClusterView, pool: NodePool, grants: Grants, ring: KeyRing) -> Callable[[LayoutSet, int], Barrier]:

@@ -41,9 +41,7 @@ class Shell:
 
 
 @pytest.fixture
-def shell(
-    cluster: MemoryCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Shell:
+def shell(cluster: MemoryCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.setenv("HOLDFAST_COORDINATOR", cluster.coordinator_address)
     monkeypatch.setenv("HOLDFAST_TOKEN", cluster.token)
     return Shell(capsys)

@@ -36,6 +36,7 @@ from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
 from holdfast_proto.v1.access_pb2_grpc import AccessServiceStub
 from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
+from holdfast_proto.v1.collection_pb2_grpc import CollectionServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus, TenantKeys
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, NodeRecord, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
@@ -83,6 +84,7 @@ class Client:
         self._state = StateServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
         self._tenants = TenantServiceStub(self._channel)
+        self._collection = CollectionServiceStub(self._channel)
 
     async def state(self, name: str, request: Any) -> Any:
         """Call a method of the state service."""
@@ -91,6 +93,10 @@ class Client:
     async def cluster(self, name: str, request: Any) -> Any:
         """Call a method of the cluster service."""
         return await self._call(getattr(self._cluster, name), request)
+
+    async def collection(self, name: str, request: Any) -> Any:
+        """Call a method of the collection service."""
+        return await self._call(getattr(self._collection, name), request)
 
     async def access(self, name: str, request: Any) -> Any:
         """Call a method of the access service."""

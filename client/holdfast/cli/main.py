@@ -15,6 +15,7 @@ from holdfast.cli import (
     agent,
     audit,
     cluster,
+    collection,
     files,
     keys,
     layouts,
@@ -44,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, retention, serve, cluster, nodes, demo):
+for part in (up, services, agent, points, retention, serve, cluster, nodes, collection, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
 app.add_typer(retention.retention_app, name="retention")

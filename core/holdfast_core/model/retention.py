@@ -82,9 +82,7 @@ def told_rules(rules: RetentionRules | None) -> str:
     """Return rules in one line, as they are given on the command line; "keeps everything" for none."""
     if rules is None:
         return "keeps everything"
-    return " ".join(
-        f"{field.replace('_', '-')} {getattr(rules, field)}" for field in _FIELDS if getattr(rules, field)
-    )
+    return " ".join(f"{field.replace('_', '-')} {getattr(rules, field)}" for field in _FIELDS if getattr(rules, field))
 
 
 def plan_retention(
