@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
-from blake3 import blake3
 from google.protobuf.message import Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -25,7 +24,6 @@ from holdfast_core.model.limits import (
 )
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.blocks.groups import plain_task_group
-from holdfast_core.runtime.capability import Capability
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
@@ -33,14 +31,13 @@ from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.listing import ScanPart
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.putting import ByteWindow, PutStream
-from holdfast_storagenode.store import BlockStore, Found, Verdict
+from holdfast_storagenode.store import Found, Verdict
 from holdfast_storagenode.wire import PutMessage, encode_get
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 # All streams together; one client keeps IN_FLIGHT_BYTES_PER_NODE in flight.
 _WINDOW_BYTES: Final = 2 * IN_FLIGHT_BYTES_PER_NODE
-_PARTITIONS_PER_DIGEST_MAX: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +133,6 @@ class BlockService:
         at = self._core.cluster.partition_of(request.after) if request.after else first
         return ScanPart(max(first, at), end, request.after if at >= first else b"")
 
-    async def DigestPartitions(
-        self, request: pb.DigestPartitionsRequest, context: Context
-    ) -> pb.DigestPartitionsResponse:
-        """Digest partitions, over the kinds that the capability names."""
-        capability = self._access.enter(context, "scan")
-        store, partitions = self._core.store, list(request.partitions)
-        if len(partitions) > _PARTITIONS_PER_DIGEST_MAX:
-            raise HoldfastError(
-                ErrorCode.LIMIT_EXCEEDED, f"a digest takes at most {_PARTITIONS_PER_DIGEST_MAX} partitions"
-            )
-        response = pb.DigestPartitionsResponse()
-        digests: list[bytes] = []
-        for partition in partitions:
-            count, digest = await self._core.executor.run(_digest, store, capability, partition)
-            response.counts.append(count)
-            digests.append(digest)
-        response.digests = b"".join(digests)
-        return response
-
     async def DeleteBlocks(self, request: pb.DeleteBlocksRequest, context: Context) -> pb.DeleteBlocksResponse:
         """Remove blocks that are stamped below the cut-off, without which nothing is removed."""
         capability = self._access.enter(context, "delete")
@@ -231,15 +209,3 @@ def shape_get(first: int, found: Sequence[Found]) -> GetMessage:
         blocks=blocks,
     )
     return GetMessage(len(blocks), sum(map(len, blocks)), message)
-
-
-def _digest(store: BlockStore, capability: Capability, partition: int) -> tuple[int, bytes]:
-    hasher, count, after = blake3(), 0, b""
-    while True:
-        entries = store.scan(capability.tenant, partition=partition, after=after, limit=BATCH_BLOCKS_MAX)
-        listed = [entry.block_id for entry in entries if entry.kind in capability.kinds]
-        hasher.update(b"".join(listed))
-        count += len(listed)
-        if len(entries) < BATCH_BLOCKS_MAX:
-            return count, hasher.digest()
-        after = entries[-1].block_id
