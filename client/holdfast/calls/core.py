@@ -183,6 +183,7 @@ class AsyncCore:
         if self._tools is not None:
             await self._tools.pool.close()
             await self._tools.endpoints.close()
+            await self._tools.processes.ended()
             # Waits only for spans that already run; what was queued has been cancelled with its operation.
             self._tools.executor.shutdown(wait=True, cancel_futures=True)
 
