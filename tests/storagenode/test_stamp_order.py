@@ -248,3 +248,30 @@ def test_stamping_and_deleting_side_by_side_never_lose_what_was_stamped(held: He
     assert wrong == []
     assert store.has(1, ids[:4]) == [Verdict.OK] * 4
     assert store.has(1, ids[4:]) == [Verdict.MISSING] * 36
+
+
+def test_a_stamp_of_a_copy_that_was_removed_does_not_count_for_its_heir(held: Held) -> None:
+    block = make_block(1)
+    held.store.put(1, [block], stamp=2)
+    held.hold()
+    first = held.decide(lambda: held.store.has(1, [block.id], stamp=9))
+    deleted = held.decide(lambda: held.store.delete(1, [block.id]))
+    sent = held.store.submit(1, [block], stamp=3)
+    again = held.decide(lambda: held.store.has(1, [block.id], stamp=9))
+    held.release()
+    assert [answer.result() for answer in (first, deleted, sent, again)] == [[Verdict.OK]] * 4
+    assert held.stamp_of(block) == 9
+
+
+def test_many_ids_are_decided_in_parts_and_answered_in_order(held: Held) -> None:
+    blocks = make_blocks(3, size=40)
+    held.store.put(1, blocks, stamp=1)
+    unknown = [number.to_bytes(32, "big") for number in range(5000)]
+    asked = [blocks[0].id, *unknown, blocks[1].id, *unknown, blocks[2].id]
+    answers = [Verdict.OK, *[Verdict.MISSING] * 5000, Verdict.OK, *[Verdict.MISSING] * 5000, Verdict.OK]
+    assert held.store.has(1, asked, stamp=4) == answers
+    assert held.store.has(1, asked, verify=True, stamp=5) == answers
+    assert held.store.has(1, [], stamp=6) == []
+    assert [held.stamp_of(block) for block in blocks] == [5, 5, 5]
+    assert held.store.delete(1, asked, cutoff=6) == answers
+    assert held.store.delete(1, [], cutoff=6) == []
