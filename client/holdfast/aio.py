@@ -18,6 +18,7 @@ from holdfast.calls.core import (
 )
 from holdfast.calls.files import AsyncFileCalls
 from holdfast.calls.lifecycle import AsyncLifecycleCalls
+from holdfast.calls.retention import AsyncRetentionCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
@@ -40,7 +41,12 @@ __all__ = [
 
 
 class AsyncStateManager(
-    AsyncLifecycleCalls, AsyncFileCalls, AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls
+    AsyncLifecycleCalls,
+    AsyncRetentionCalls,
+    AsyncFileCalls,
+    AsyncApplicationCalls,
+    AsyncClusterCalls,
+    AsyncServingCalls,
 ):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 

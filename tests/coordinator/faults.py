@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from holdfast_coordinator import keyspace
@@ -44,11 +45,12 @@ class FaultyStore:
         self._dead = False
         self.calls = 0
         self._before_commit: Callable[[], Awaitable[object]] | None = None
+        self._about = ""
         self._refuses_log = False
 
-    def before_next_commit(self, act: Callable[[], Awaitable[object]]) -> None:
-        """Let something else happen at the last moment before the next transaction that makes a record visible."""
-        self._before_commit = act
+    def before_next_commit(self, act: Callable[[], Awaitable[object]], *, about: str = "/points/") -> None:
+        """Let something else happen at the last moment before the next transaction that writes such a key."""
+        self._before_commit, self._about = act, about
 
     def refuse_log(self, refusing: bool) -> None:
         """From now on fail every transaction that would append to the audit log, before it does anything."""
@@ -64,6 +66,9 @@ class FaultyStore:
         return self.calls > self._at
 
     async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._do(name, partial(getattr(self._store, name), *arguments, **options))
+
+    async def _do(self, name: str, act: Callable[[], Awaitable[Any]]) -> Any:
         if self._dead:
             raise Crash
         position = self.calls
@@ -74,7 +79,7 @@ class FaultyStore:
             raise Crash
         if fault is Fault.LOST_BEFORE:
             raise _lost(name)
-        result = await getattr(self._store, name)(*arguments, **options)
+        result = await act()
         if fault is Fault.DIES_AFTER:
             self._dead = True
             raise Crash
@@ -94,8 +99,15 @@ class FaultyStore:
         found: Snapshot = await self._call("page", prefix, after=after, limit=limit)
         return found
 
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        async def pages() -> list[Snapshot]:
+            return [page async for page in self._store.scan(prefixes, page_items=page_items)]
+
+        for page in await self._do("scan", pages):
+            yield page
+
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
-        if self._before_commit is not None and any("/points/" in operation.key for operation in operations):
+        if self._before_commit is not None and any(self._about in operation.key for operation in operations):
             act, self._before_commit = self._before_commit, None
             await act()
         if self._refuses_log and any(operation.key == keyspace.AUDIT_HEAD for operation in operations):

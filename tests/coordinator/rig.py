@@ -18,6 +18,7 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.access.identity import admin_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.healing.parts import HealingSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_coordinator.records import each, parse
 from holdfast_core.model.access.tokens import token_hash
@@ -28,7 +29,7 @@ from holdfast_core.model.records import object_mac, point_mac
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.credentials import Credential, new_token, parse_token
-from holdfast_core.runtime.metadata.store import MetadataStore
+from holdfast_core.runtime.metadata.store import MetadataStore, Put
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
@@ -36,7 +37,7 @@ from holdfast_proto.v1.access_pb2_grpc import AccessServiceStub
 from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus, TenantKeys
-from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, VmRecord, VolumeRecord, VolumeSpec
+from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, NodeRecord, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 from holdfast_proto.v1.tenants_pb2_grpc import TenantServiceStub
 
@@ -146,7 +147,9 @@ class Client:
         """Close the channel."""
         await self._channel.close()
 
-    async def beat(self, number: int, *, lease_id: int = 0, **changes: Any) -> cluster_pb2.HeartbeatResponse:
+    async def beat(
+        self, number: int, *, lease_id: int = 0, layout_revision: int = 0, **changes: Any
+    ) -> cluster_pb2.HeartbeatResponse:
         """Send the heartbeat of node `number`, which nobody has to be behind."""
         incarnation = changes.pop("incarnation", bytes([number]) * 16)
         fields: dict[str, Any] = {
@@ -156,7 +159,9 @@ class Client:
             "capacity_bytes": 1 << 40,
         }
         status = NodeStatus(**(fields | changes))
-        request = cluster_pb2.HeartbeatRequest(status=status, lease_id=lease_id, incarnation=incarnation)
+        request = cluster_pb2.HeartbeatRequest(
+            status=status, lease_id=lease_id, incarnation=incarnation, layout_revision=layout_revision
+        )
         answer: cluster_pb2.HeartbeatResponse = await self.cluster("Heartbeat", request)
         return answer
 
@@ -190,6 +195,12 @@ class Client:
         """List a VM's points."""
         request = state_pb2.ListPointsRequest(vm_id=vm_id, include_forgotten=include_forgotten)
         return list((await self.state("ListPoints", request)).points)
+
+
+async def add_stopped_node(store: MetadataStore, node_id: str) -> None:
+    """Register a node that sent its last heartbeat long ago, and owns and holds nothing."""
+    record = NodeRecord(node_id=node_id, zone="zone-9", capacity_bytes=1 << 40, incarnation=bytes(16))
+    await store.txn([], [Put(keyspace.node_record(node_id), record.SerializeToString())])
 
 
 async def records(store: MetadataStore) -> list[AuditRecord]:
@@ -247,6 +258,7 @@ async def coordinator(
     master_key: bytes = MASTER_KEY,
     session_ttl_s: float = 30.0,
     node_lease_ttl_s: float = 10.0,
+    healing: HealingSettings | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Client]:
     """Run a coordinator over the store; yields a client of it."""
@@ -256,7 +268,7 @@ async def coordinator(
         settings=CoordinatorSettings(
             options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
             session_ttl_s=session_ttl_s,
-            node_lease_ttl_s=node_lease_ttl_s,
+            healing=healing or HealingSettings(node_lease_ttl_s=node_lease_ttl_s),
             static_tokens=STATIC_TOKENS,
         ),
         random_bytes=random.Random(seed).randbytes,

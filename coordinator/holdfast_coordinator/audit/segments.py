@@ -12,6 +12,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.living_reader import living_reader
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -19,7 +20,6 @@ from holdfast_core.model.keys import KeyRing
 from holdfast_core.model.limits import CAPABILITY_TTL_S, MIB
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.blocks.putting import put_to_quorum
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.clock import Clock
 from holdfast_proto.v1.audit_pb2 import AuditSegment, AuditSegmentContent
 
@@ -55,8 +55,10 @@ class SegmentBlocks:
         self._ring = ring
         self._clock = clock
 
-    async def write(self, content: AuditSegmentContent) -> tuple[list[bytes], int]:
-        """Seal a segment's content and bring it to a write quorum of its owners.
+    async def write(self, content: AuditSegmentContent, *, collection_epoch: int) -> tuple[list[bytes], int]:
+        """Seal a segment's content and bring it to a write quorum of its owners, stamped with a collection epoch.
+
+        Until it is recorded, that stamp is all that keeps it from being collected: whoever records it compares the epoch.
 
         Returns:
             The ids of its blocks, in order, and the key epoch that they are sealed under. The same content under the
@@ -81,7 +83,7 @@ class SegmentBlocks:
 
         blocks = await asyncio.to_thread(seal)
         self._pool.update(self._view.state.nodes)
-        await put_to_quorum(self._pool, layout, blocks, self._capability(ring.tenant))
+        await put_to_quorum(self._pool, layout, blocks, self._capability(ring.tenant, collection_epoch))
         return [block.id for block in blocks], epoch
 
     async def read(self, segment: AuditSegment) -> AuditSegmentContent:
@@ -91,10 +93,7 @@ class SegmentBlocks:
             HoldfastError: CORRUPT, MISSING or UNREACHABLE, with the ids of the blocks; KEY_MISMATCH.
         """
         ring = await self._ring()
-        self._pool.update(self._view.state.nodes)
-        reader = BlockReader(
-            self._pool, lambda: self._view.state.layout_set.layouts, lambda: self._capability(ring.tenant)
-        )
+        reader = living_reader(self._view, self._pool, lambda: self._capability(ring.tenant))
         last = segment.first + segment.count - 1
         found = await reader.fetch(segment.block_ids, what=f"the audit log's records {segment.first} to {last}")
         opener = ring.opener()
@@ -109,11 +108,12 @@ class SegmentBlocks:
             message = f"the blocks of the audit log's records {segment.first} to {last} hold something else"
             raise HoldfastError(ErrorCode.CORRUPT, message, block_ids=segment.block_ids) from error
 
-    def _capability(self, tenant: int) -> str:
+    def _capability(self, tenant: int, collection_epoch: int = 0) -> str:
         return self._chain.capability_signer().mint(
             tenant=tenant,
             verbs=_VERBS,
             kinds=_KINDS,
             ttl_s=CAPABILITY_TTL_S,
             now_unix_ms=self._clock.now_unix_ms(),
+            collection_epoch=collection_epoch,
         )
