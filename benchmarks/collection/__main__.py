@@ -68,7 +68,8 @@ def measure(folder: Path, blocks: int) -> dict[str, Any]:
             report = manager.collect()
             collection_s = time.monotonic() - began_s
             _check(report, blocks, processes.log("coordinator"))
-            verified = manager.verify(point_id)
+            # The blocks are shorter than a volume's really are, so nodes alone can say that they are whole.
+            verified = manager.verify(point_id, node_only=True)
             if verified.thin_blocks:
                 raise RuntimeError(f"the point that was kept is not whole: {verified}")
         return {

@@ -89,7 +89,7 @@ class Damage:
         if lost:
             named = await self._scope.named(lost, walks, layout_set.layouts)
             lost = [block_id for block_id in lost if block_id in named]
-        return await self._record(lost, resource_id, layout_set, entry)
+        return await self._record(lost, layout_set, resource_id, entry)
 
     async def confirm(self, block_ids: Sequence[bytes], entry: Entry) -> int:
         """Record those ids that every owner confirms as lost, as `report` does, for who has met them in trees.
@@ -97,10 +97,11 @@ class Damage:
         They are recorded with the action of `entry` in place of a point or object: a collection knows of none.
 
         Raises:
-            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name; CONFLICT as `report`.
+            HoldfastError: CONFLICT as `report`.
         """
         layout_set = await self._view.current_layouts()
-        return await self._record(await self._lost(block_ids, layout_set.layouts), entry.action, layout_set, entry)
+        lost = await self._lost(block_ids, layout_set.layouts)
+        return await self._record(lost, layout_set, entry.action, entry)
 
     async def _lost(self, block_ids: Sequence[bytes], layouts: Sequence[Layout]) -> list[bytes]:
         """Return the ids of which every owner has said that it has no good bytes."""
@@ -111,9 +112,9 @@ class Damage:
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
 
-    async def _record(self, lost: Sequence[bytes], resource_id: str, layout_set: LayoutSet, entry: Entry) -> int:
-        """Record ids, if the layouts are those that the owners were asked under: they let go of what others own."""
-        asked_under = [ModRevisionIs(keyspace.LAYOUT_HEAD, layout_set.revision)]
+    async def _record(self, lost: Sequence[bytes], layout_set: LayoutSet, resource_id: str, entry: Entry) -> int:
+        # Owners let go of what a newer layout has elsewhere: what they said counts while the layouts are the same.
+        asked_under: list[Condition] = [ModRevisionIs(keyspace.LAYOUT_HEAD, layout_set.revision)]
         marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
         entry.details["blocks"] = str(len(marks))
         if marks:
