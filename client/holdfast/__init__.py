@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from holdfast.collection import BlockExplanation, CollectionReport, CollectionState, Reclaimable
     from holdfast.descriptors import Extent
     from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles
+    from holdfast.findings import (
+        ClusterVerifyReport,
+        DamagedRange,
+        DamagedResource,
+        DamageReason,
+        RestoreReport,
+        VerifyReport,
+    )
     from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
     from holdfast.manager import StateManager
     from holdfast.results import (
@@ -34,11 +42,9 @@ if TYPE_CHECKING:
         Progress,
         ProgressCallback,
         Reading,
-        RestoreReport,
         Stats,
         Transfer,
         TransferStats,
-        VerifyReport,
         VmInfo,
         VolumeInfo,
         VolumeSpec,
@@ -60,10 +66,14 @@ __all__ = [
     "BackupRun",
     "BlockExplanation",
     "ClusterStatus",
+    "ClusterVerifyReport",
     "Codec",
     "CollectionReport",
     "CollectionState",
     "Consistency",
+    "DamageReason",
+    "DamagedRange",
+    "DamagedResource",
     "DifferenceSource",
     "DiscardReceipt",
     "ErrorCode",
@@ -126,6 +136,10 @@ _HOMES = {
     "HoldfastError": "holdfast_core.model.errors",
     **dict.fromkeys(("BlockExplanation", "CollectionReport", "CollectionState", "Reclaimable"), "holdfast.collection"),
     **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
+    **dict.fromkeys(
+        ("ClusterVerifyReport", "DamageReason", "DamagedRange", "DamagedResource", "RestoreReport", "VerifyReport"),
+        "holdfast.findings",
+    ),
     **dict.fromkeys(("PointLock", "RetainedPoint", "RetentionRules"), "holdfast.retention"),
     "TlsFiles": "holdfast_core.runtime.options",
 }

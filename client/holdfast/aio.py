@@ -21,8 +21,10 @@ from holdfast.calls.files import AsyncFileCalls
 from holdfast.calls.lifecycle import AsyncLifecycleCalls
 from holdfast.calls.retention import AsyncRetentionCalls
 from holdfast.calls.serving import AsyncServingCalls
+from holdfast.calls.verifying import AsyncVerifyCalls
+from holdfast.findings import RestoreReport
 from holdfast.restoring.points import check_format
-from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
+from holdfast.results import PointInfo, ProgressCallback, Stats
 from holdfast.sampling import check_sample
 from holdfast.sources import GivenSource
 from holdfast.sources.told import Changed, told_changes
@@ -49,6 +51,7 @@ class AsyncStateManager(
     AsyncClusterCalls,
     AsyncCollectionCalls,
     AsyncServingCalls,
+    AsyncVerifyCalls,
 ):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
@@ -162,6 +165,7 @@ class AsyncStateManager(
         onto: str | os.PathLike[str] | None = None,
         image_format: str = "raw",
         durable: bool = False,
+        partial: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Path:
         """Write all volumes of a point as sparse files NAME.raw, verified; returns their directory.
@@ -178,18 +182,21 @@ class AsyncStateManager(
             image_format: "raw", or "qcow2" for files NAME.qcow2; not with `onto`.
             durable: bring the files to the disk before returning. Without it a power cut soon afterwards may take them;
                 the point in the cluster is not touched by that.
+            partial: restore what can be read of a damaged point. What cannot is left as zeros and written down in
+                damage.json beside the volumes, and `last_restore.damage` tells it. Not with `onto`.
             progress: told how far it is.
 
         Raises:
             HoldfastError: NOT_FOUND, MISMATCH, TARGET_EXISTS, TARGET_UNWRITABLE, UNREACHABLE; CORRUPT or MISSING with
-                the damaged ids in `block_ids` and the ranges in `facts["ranges"]`. Nothing is left behind then.
+                the damaged ids in `block_ids` and the ranges in `facts["ranges"]`, and also with `partial` if nothing
+                at all can be read. Nothing is left behind then.
         """
         chosen = check_format(image_format)
         if onto is not None:
-            if target is not None or chosen != "raw":
+            if target is not None or chosen != "raw" or partial:
                 raise HoldfastError(
                     ErrorCode.INVALID_ARGUMENT,
-                    "onto= takes raw files where they are: no target=, no other format",
+                    "onto= takes raw files where they are, whole: no target=, no other format, no partial=",
                 )
             self._last_restore = await self._reading.restore_onto(
                 snapshot_id, backup_id, directory=Path(onto), durable=durable, progress=progress
@@ -202,6 +209,7 @@ class AsyncStateManager(
                 restore_dir=self._restore_dir,
                 image_format=chosen,
                 durable=durable,
+                partial=partial,
                 progress=progress,
             )
         return self._last_restore.directory
@@ -222,19 +230,6 @@ class AsyncStateManager(
     async def forget(self, point_id: str) -> None:
         """Forget a point; its id stays known as a link of its lineage."""
         await self._remote.forget(point_id)
-
-    async def verify(
-        self, point_id: str, *, node_only: bool = False, progress: ProgressCallback | None = None
-    ) -> VerifyReport:
-        """Read and check every block of a point; returns only if all is well.
-
-        Without `node_only` one copy of each block is fetched, opened and compared with its fingerprint; with it, every
-        node reads and hashes all its copies, and nothing but the index crosses the wire.
-
-        Raises:
-            HoldfastError: CORRUPT or MISSING with ids and ranges as in `restore_vm`; UNREACHABLE; NOT_FOUND.
-        """
-        return await self._reading.verify(check_id(point_id, "point id"), node_only=node_only, progress=progress)
 
     async def stats(self, vm_id: str = "") -> Stats:
         """Return sums over a VM's points, or over the tenant."""

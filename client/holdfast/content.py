@@ -20,7 +20,6 @@ from holdfast_core.model.keys import KeyRing
 from holdfast_core.runtime.blocks.reader import Unreadable
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
-RANGES_NAMED_MAX: Final = 64
 
 
 class Entry(NamedTuple):
@@ -182,69 +181,3 @@ def _only_corrupt(error: HoldfastError) -> None:
 def _damage(unreadable: Unreadable, entries: Iterable[Entry]) -> ContentDamage:
     ids = {*unreadable.damaged, *unreadable.unreachable}
     return ContentDamage(unreadable, tuple(entry for entry in entries if entry.block_id in ids or entry.base_id in ids))
-
-
-def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return (start, end) ranges in order, neighbours joined."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
-class DamageReport:
-    """Collects what an operation could not read, to name it all at the end."""
-
-    def __init__(self, what: str) -> None:
-        """Begin empty; `what` names the thing being read, for the message."""
-        self._what = what
-        self._missing: dict[bytes, None] = {}
-        self._corrupt: dict[bytes, None] = {}
-        self._ranges: dict[str, list[tuple[int, int]]] = {}
-
-    def add(self, damage: ContentDamage, part: str) -> None:
-        """Note damage of `part`, a volume's name or "" for an object; entries' keys are byte offsets.
-
-        Raises:
-            HoldfastError: UNREACHABLE at once: trying again may read it, so there is nothing to collect.
-        """
-        unreadable = damage.unreadable
-        if unreadable.unreachable and not unreadable.damaged:
-            raise unreadable.error(self._what)
-        self._missing.update(dict.fromkeys(unreadable.missing))
-        self._corrupt.update(dict.fromkeys(unreadable.corrupt))
-        ranges = self._ranges.setdefault(part, [])
-        ranges.extend((entry.key, entry.key + entry.length) for entry in damage.entries)
-
-    def add_index(self, error: HoldfastError, part: str, ranges: Iterable[tuple[int, int]]) -> None:
-        """Note damaged index nodes, which make whole `ranges` unreadable."""
-        target = self._corrupt if error.code is ErrorCode.CORRUPT else self._missing
-        target.update(dict.fromkeys(error.block_ids))
-        self._ranges.setdefault(part, []).extend(ranges)
-
-    @property
-    def ids(self) -> tuple[bytes, ...]:
-        """The damaged ids."""
-        return (*self._corrupt, *self._missing)
-
-    def error(self) -> HoldfastError | None:
-        """Return the error that names everything, or None if nothing is damaged."""
-        if not self.ids:
-            return None
-        named = [
-            f"{part + ':' if part else ''}{start}-{end}"
-            for part, ranges in sorted(self._ranges.items())
-            for start, end in merge_ranges(ranges)
-        ]
-        unreadable = Unreadable(missing=tuple(self._missing), corrupt=tuple(self._corrupt))
-        error = unreadable.error(self._what)
-        shown = ", ".join(named[:3]) + (", …" if len(named) > 3 else "")
-        return HoldfastError(
-            error.code,
-            f"{error.message}; damaged bytes: {shown}",
-            facts={**error.facts, "ranges": " ".join(named[:RANGES_NAMED_MAX]), "range_count": str(len(named))},
-            block_ids=error.block_ids,
-        )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Final
 
 from holdfast_core.model.block import Opener, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import TREE_FAN_OUT
 from holdfast_core.model.tree import VolumeLeaf, VolumeWalk, decode_volume_leaf
-from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_core.runtime.blocks.reader import BlockReader, Unreadable
 from holdfast_proto.v1.records_pb2 import VolumeRecord
 
 LEAVES_PER_FETCH: Final = 64
@@ -36,8 +37,31 @@ class IndexReader:
         sealed = await self._reader.fetch(ids, what=what)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._open, sealed)
 
+    async def readable(self, ids: Iterable[bytes]) -> tuple[dict[bytes, bytes], Unreadable]:
+        """Return the plaintexts that can be had, by id, and what cannot.
+
+        Raises:
+            HoldfastError: DENIED and the like; nothing for what is lost or cannot be reached.
+        """
+        sealed, unreadable = await self._reader.fetch_readable(ids)
+        loop = asyncio.get_running_loop()
+        plain, corrupt = await loop.run_in_executor(self._executor, self._open_readable, sealed)
+        return plain, replace(unreadable, corrupt=(*unreadable.corrupt, *corrupt))
+
     def _open(self, sealed: Mapping[bytes, SealedBlock]) -> dict[bytes, bytes]:
         return {node_id: self._opener.open(block) for node_id, block in sealed.items()}
+
+    def _open_readable(self, sealed: Mapping[bytes, SealedBlock]) -> tuple[dict[bytes, bytes], list[bytes]]:
+        plain: dict[bytes, bytes] = {}
+        corrupt: list[bytes] = []
+        for node_id, block in sealed.items():
+            try:
+                plain[node_id] = self._opener.open(block)
+            except HoldfastError as error:
+                if error.code is not ErrorCode.CORRUPT:
+                    raise
+                corrupt.append(node_id)
+        return plain, corrupt
 
 
 def block_count_of(volume: VolumeRecord) -> int:
@@ -48,26 +72,26 @@ def block_count_of(volume: VolumeRecord) -> int:
 LeafAt = tuple[int, bytes, VolumeLeaf]
 """Leaf index, leaf id, leaf."""
 
+Lost = Callable[[Unreadable, Mapping[bytes, Sequence[tuple[int, int]]]], None]
+"""Told of index nodes that cannot be read, and of the byte ranges of the volume that each stands for, by id."""
 
-async def volume_leaves(index: IndexReader, volume: VolumeRecord) -> AsyncGenerator[list[LeafAt], None]:
+
+async def volume_leaves(
+    index: IndexReader, volume: VolumeRecord, lost: Lost | None = None
+) -> AsyncGenerator[list[LeafAt], None]:
     """Yield the leaves of a volume in order, in groups; the next group is fetched while one is used.
 
+    With `lost` the walk goes on past nodes that cannot be read, without what they stand for.
+
     Raises:
-        HoldfastError: CORRUPT, MISSING or UNREACHABLE, naming the index nodes.
+        HoldfastError: CORRUPT, MISSING or UNREACHABLE, naming the index nodes, unless `lost` takes them.
     """
-    total = block_count_of(volume)
-    walk = VolumeWalk(volume.root, total)
+    leaves = _Leaves(index, volume, lost)
     ahead: asyncio.Task[list[LeafAt]] | None = None
-    what = f"the index of volume {volume.name}"
-    waiting: list[tuple[int, bytes]] = []
     try:
         while True:
-            while len(waiting) < LEAVES_PER_FETCH and not walk.done:
-                walk.feed(await index.nodes(walk.wanted(), what=what))
-                waiting.extend(walk.take_leaves())
-            waiting.extend(walk.take_leaves())
-            group, waiting = waiting[:LEAVES_PER_FETCH], waiting[LEAVES_PER_FETCH:]
-            upcoming = asyncio.create_task(_fetch_leaves(index, group, total, what)) if group else None
+            group = await leaves.found()
+            upcoming = asyncio.create_task(leaves.fetched(group)) if group else None
             current, ahead = ahead, upcoming
             if current is not None:
                 yield await current
@@ -79,16 +103,82 @@ async def volume_leaves(index: IndexReader, volume: VolumeRecord) -> AsyncGenera
             await asyncio.wait([ahead])
 
 
-async def _fetch_leaves(index: IndexReader, group: Sequence[tuple[int, bytes]], total: int, what: str) -> list[LeafAt]:
-    plain = await index.nodes([leaf_id for _, leaf_id in group], what=what)
-    return [
-        (
-            leaf_index,
-            leaf_id,
-            decode_volume_leaf(leaf_id, plain[leaf_id], leaf_index=leaf_index, block_count_total=total),
-        )
-        for leaf_index, leaf_id in group
-    ]
+class _Leaves:
+    """Finds the leaves of a volume and fetches them."""
+
+    def __init__(self, index: IndexReader, volume: VolumeRecord, lost: Lost | None) -> None:
+        self._index = index
+        self._total = block_count_of(volume)
+        self._leaf_bytes = TREE_FAN_OUT * volume.block_bytes
+        self._size_bytes = volume.size_bytes
+        self._lost = lost
+        self._walk = VolumeWalk(volume.root, self._total)
+        self._what = f"the index of volume {volume.name}"
+        self._waiting: list[tuple[int, bytes]] = []
+
+    async def found(self) -> list[tuple[int, bytes]]:
+        """Return the number and id of the next leaves, none at the end."""
+        while len(self._waiting) < LEAVES_PER_FETCH and not self._walk.done:
+            wanted = self._walk.wanted()
+            if self._lost is None:
+                self._walk.feed(await self._index.nodes(wanted, what=self._what))
+            else:
+                await self._descend(wanted, self._lost)
+            self._waiting.extend(self._walk.take_leaves())
+        self._waiting.extend(self._walk.take_leaves())
+        group, self._waiting = self._waiting[:LEAVES_PER_FETCH], self._waiting[LEAVES_PER_FETCH:]
+        return group
+
+    async def _descend(self, wanted: Sequence[bytes], lost: Lost) -> None:
+        plain, unreadable = await self._index.readable(wanted)
+        malformed = [node_id for node_id in plain if not self._fits(node_id, plain[node_id])]
+        unreadable = replace(unreadable, corrupt=(*unreadable.corrupt, *malformed))
+        if unreadable:
+            skipped = self._walk.skip({*unreadable.damaged, *unreadable.unreachable})
+            lost(unreadable, {node_id: list(map(self._bytes, ranges)) for node_id, ranges in skipped.items()})
+
+    def _fits(self, node_id: bytes, plain: bytes) -> bool:
+        try:
+            self._walk.feed({node_id: plain})
+        except HoldfastError as error:
+            if error.code is not ErrorCode.CORRUPT:
+                raise
+            return False
+        return True
+
+    def _bytes(self, leaves: tuple[int, int]) -> tuple[int, int]:
+        first, end = leaves
+        return first * self._leaf_bytes, min(end * self._leaf_bytes, self._size_bytes)
+
+    async def fetched(self, group: Sequence[tuple[int, bytes]]) -> list[LeafAt]:
+        """Return the leaves of a group, without those that `lost` was told of."""
+        ids = [leaf_id for _, leaf_id in group]
+        if self._lost is None:
+            plain, unreadable = await self._index.nodes(ids, what=self._what), Unreadable()
+        else:
+            plain, unreadable = await self._index.readable(ids)
+        leaves: list[LeafAt] = []
+        malformed: list[bytes] = []
+        for at, leaf_id in group:
+            if leaf_id not in plain:
+                continue
+            try:
+                leaf = decode_volume_leaf(leaf_id, plain[leaf_id], leaf_index=at, block_count_total=self._total)
+            except HoldfastError as error:
+                if self._lost is None or error.code is not ErrorCode.CORRUPT:
+                    raise
+                malformed.append(leaf_id)
+            else:
+                leaves.append((at, leaf_id, leaf))
+        unreadable = replace(unreadable, corrupt=(*unreadable.corrupt, *malformed))
+        if unreadable and self._lost is not None:
+            bad = {*unreadable.damaged, *unreadable.unreachable}
+            places: dict[bytes, list[tuple[int, int]]] = {}
+            for at, leaf_id in group:
+                if leaf_id in bad:
+                    places.setdefault(leaf_id, []).append(self._bytes((at, at + 1)))
+            self._lost(unreadable, places)
+        return leaves
 
 
 class LeafCursor:

@@ -17,15 +17,9 @@ from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.retention import RetentionCalls
 from holdfast.calls.serving import ServingCalls
-from holdfast.results import (
-    ObjectInfo,
-    PointInfo,
-    ProgressCallback,
-    RestoreReport,
-    Stats,
-    Transfer,
-    VerifyReport,
-)
+from holdfast.calls.verifying import VerifyCalls
+from holdfast.findings import RestoreReport
+from holdfast.results import ObjectInfo, PointInfo, ProgressCallback, Stats, Transfer
 from holdfast.sealers import Sealing
 from holdfast.sources import GivenSource
 from holdfast.sources.told import Changed
@@ -37,7 +31,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, ServingCalls, ClusterCalls):
+class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, ServingCalls, ClusterCalls, VerifyCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's
@@ -160,6 +154,7 @@ class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, S
         onto: str | os.PathLike[str] | None = None,
         image_format: str = "raw",
         durable: bool = False,
+        partial: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Path:
         """Write all volumes of a point, verified; returns their directory."""
@@ -171,6 +166,7 @@ class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, S
                 onto=onto,
                 image_format=image_format,
                 durable=durable,
+                partial=partial,
                 progress=progress,
             )
         )
@@ -210,12 +206,6 @@ class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, S
     def forget(self, point_id: str) -> None:
         """Forget a point; its id stays known as a link of its lineage."""
         self._loop.run(self._core.forget(point_id))
-
-    def verify(
-        self, point_id: str, *, node_only: bool = False, progress: ProgressCallback | None = None
-    ) -> VerifyReport:
-        """Read and check every block of a point; returns only if all is well."""
-        return self._loop.run(self._core.verify(point_id, node_only=node_only, progress=progress))
 
     def stats(self, vm_id: str = "") -> Stats:
         """Return sums over a VM's points, or over the tenant."""

@@ -13,7 +13,8 @@ from contextlib import aclosing
 from typing import Final
 
 from holdfast.access import Access
-from holdfast.content import WINDOW_BYTES, ContentReader, DamageReport, Entry
+from holdfast.content import WINDOW_BYTES, ContentReader, Entry
+from holdfast.damage import DamageReport
 from holdfast.index import DAMAGE, IndexReader
 from holdfast.points import IndexSink, ReadSums
 from holdfast.results import Progress, ProgressCallback

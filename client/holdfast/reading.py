@@ -6,11 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.access import Access
-from holdfast.content import ContentReader, DamageReport
+from holdfast.content import ContentReader
+from holdfast.damage import DamageReport
+from holdfast.findings import RestoreReport, VerifyReport
 from holdfast.index import IndexReader
 from holdfast.objects import damage_of, read_object
 from holdfast.remote import CoordinatorCalls
@@ -18,10 +20,13 @@ from holdfast.restoring.onto import LocalCopies, finished, restore_onto
 from holdfast.restoring.points import ImageFormat, companions, restore_point
 from holdfast.restoring.targets import Target, unwritable
 from holdfast.restoring.volumes import Callback
-from holdfast.results import ProgressCallback, RestoreReport, VerifyReport
-from holdfast.verification import CopyCheck, verify_content
+from holdfast.results import ProgressCallback
+from holdfast.verifying.checks import BlockCheck, ContentCheck, CopyCheck
+from holdfast.verifying.tree_check import TreeCheck, Whole
+from holdfast.verifying.trees import ObjectTree, Tree, VolumeTree
 from holdfast.writing import Toolbox
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.names import OBJECT_PREFIX
 from holdfast_core.model.records import check_object, check_point
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import ObjectRecord
@@ -57,9 +62,10 @@ class Reading:
         restore_dir: Path | None,
         image_format: ImageFormat,
         durable: bool,
+        partial: bool,
         progress: ProgressCallback | None,
     ) -> RestoreReport:
-        """Restore a point into `target`, or below `restore_dir`.
+        """Restore a point into `target`, or below `restore_dir`; if `partial` with zeros in place of what is not there.
 
         Raises:
             HoldfastError: see `AsyncStateManager.restore_vm`.
@@ -77,11 +83,15 @@ class Reading:
             target = restore_dir / point.vm_id / point.point_id
         loop = asyncio.get_running_loop()
         place = await loop.run_in_executor(self._tools.executor, Target, target)
-        damage = DamageReport(f"point {point.point_id}")
+        damage = DamageReport(f"point {point.point_id}", tolerant=partial)
         published = False
         try:
             fetched = await restore_point(index, content, point, place, damage, progress, image_format=image_format)
-            await self._raise_damage(damage, point.point_id)
+            if partial and fetched:
+                await self._tools.report_damage(damage.ids, point.point_id)
+            else:
+                # Of which nothing at all can be read is not restored in part.
+                await self._raise_damage(damage, point.point_id)
             publish = asyncio.ensure_future(
                 loop.run_in_executor(self._tools.executor, lambda: place.publish(durable=durable))
             )
@@ -90,7 +100,7 @@ class Reading:
         finally:
             if not published:
                 await asyncio.shield(loop.run_in_executor(None, place.discard))
-        return RestoreReport(point.point_id, target, fetched_bytes=fetched, kept_bytes=0)
+        return RestoreReport(point.point_id, target, fetched_bytes=fetched, kept_bytes=0, damage=damage.map())
 
     async def restore_onto(
         self,
@@ -123,24 +133,66 @@ class Reading:
             copies.close()
         return RestoreReport(point.point_id, directory, fetched_bytes=sums.fetched_bytes, kept_bytes=sums.kept_bytes)
 
-    async def verify(self, point_id: str, *, node_only: bool, progress: ProgressCallback | None) -> VerifyReport:
-        """Verify a point; returns only if all of it is there.
+    async def verify(self, resource_id: str, *, node_only: bool, progress: ProgressCallback | None) -> VerifyReport:
+        """Verify a point or an object; returns only if all of it is there.
 
         Raises:
             HoldfastError: CORRUPT or MISSING with ids and ranges; UNREACHABLE.
         """
-        resolved = await self._calls.resolve_point(point_id, "")
-        point = resolved.point
-        access, index, content = self._open(resolved.grant, point.point_id)
-        damage = DamageReport(f"point {point.point_id}")
-        if access.ring.has_data:
-            check_point(access.ring, point)
-        if node_only:
-            report = await CopyCheck(access, self._tools.pool).check(index, point, damage, progress)
-        else:
-            report = await verify_content(index, content, point, damage, progress)
-        await self._raise_damage(damage, point.point_id)
+        damage = DamageReport(resource_id)
+        report = await self._check(resource_id, damage, Whole(), node_only=node_only, progress=progress)
+        await self._raise_damage(damage, resource_id)
         return report
+
+    async def survey(
+        self,
+        resource_id: str,
+        *,
+        node_only: bool,
+        progress: ProgressCallback | None,
+        whole: Whole | None = None,
+    ) -> VerifyReport:
+        """Return what a point or an object has of damage; `whole` is what earlier surveys have found.
+
+        Raises:
+            HoldfastError: NOT_FOUND, DENIED, …; UNREACHABLE if no coordinator answers.
+        """
+        damage = DamageReport(resource_id, tolerant=True)
+        report = await self._check(resource_id, damage, whole or Whole(), node_only=node_only, progress=progress)
+        if damage.ids:
+            await self._tools.report_damage(damage.ids, resource_id)
+        return replace(report, damage=damage.map())
+
+    async def _check(
+        self,
+        resource_id: str,
+        damage: DamageReport,
+        whole: Whole,
+        *,
+        node_only: bool,
+        progress: ProgressCallback | None,
+    ) -> VerifyReport:
+        trees: list[Tree]
+        if resource_id.startswith(OBJECT_PREFIX):
+            resolved = await self._calls.resolve_object(resource_id)
+            access, index, content = self._open(resolved.grant, resource_id)
+            if access.ring.has_data:
+                check_object(access.ring, resolved.object)
+            trees, size = [ObjectTree(resolved.object)], resolved.object.size_bytes
+        else:
+            point = await self._calls.resolve_point(resource_id, "")
+            access, index, content = self._open(point.grant, resource_id)
+            if access.ring.has_data:
+                check_point(access.ring, point.point)
+            trees = [VolumeTree(volume) for volume in point.point.volumes]
+            size = sum(volume.size_bytes for volume in point.point.volumes)
+        check: BlockCheck = CopyCheck(access, self._tools.pool) if node_only else ContentCheck(content)
+        callback = Callback("verify", size, progress)
+        run = TreeCheck(index, check, whole, callback)
+        for tree in trees:
+            await run.run(tree, damage)
+        callback.finish()
+        return VerifyReport(resource_id, run.blocks, check.plain_bytes, check.thin_blocks)
 
     async def _raise_damage(self, damage: DamageReport, resource_id: str) -> None:
         error = damage.error()

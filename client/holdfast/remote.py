@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from holdfast import convert
@@ -133,6 +133,18 @@ class CoordinatorCalls:
         request = state_pb2.ListObjectsRequest(task_id=check_name(task_id, "task name"))
         answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).ListObjects, request)
         return [convert.object_info(stored) for stored in answer.objects]
+
+    async def all_objects(self) -> AsyncGenerator[ObjectInfo, None]:
+        """Yield the objects of all tasks that the caller may list, page by page."""
+        token = ""
+        while True:
+            request = state_pb2.ListObjectsRequest(page_token=token)
+            answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).ListObjects, request)
+            for stored in answer.objects:
+                yield convert.object_info(stored)
+            token = answer.next_page_token
+            if not token:
+                return
 
     async def resolve_object(self, storage_id: str) -> state_pb2.ResolveObjectResponse:
         """Return an object's record and access to it."""

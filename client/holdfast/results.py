@@ -6,7 +6,6 @@ import enum
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from holdfast.lifecycle import KeepRule
 from holdfast.retention import PointLock, RetentionRules
@@ -209,39 +208,6 @@ class ObjectInfo:
     stats: TransferStats
     form: ObjectForm = ObjectForm.BYTES
     origin: ObjectOrigin | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` read and hashed; it returns only if nothing was damaged.
-
-    Attributes:
-        blocks: data blocks that were checked; with leaves of the index where nodes checked on their own.
-        plain_bytes: plaintext whose fingerprint was checked; 0 where nodes checked on their own.
-        thin_blocks: blocks that at least one owner does not hold whole; only counted where nodes checked on their own.
-    """
-
-    resource_id: str
-    blocks: int
-    plain_bytes: int
-    thin_blocks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What a restore brought.
-
-    Attributes:
-        point_id: the point that was restored.
-        directory: where its volumes are.
-        fetched_bytes: plaintext that came from the cluster.
-        kept_bytes: plaintext that the local copy had already.
-    """
-
-    point_id: str
-    directory: Path
-    fetched_bytes: int
-    kept_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
-from holdfast_coordinator.keyspace import TenantKeyspace
-from holdfast_coordinator.records import Stored, check_fits_answer, load, parse
+from holdfast_coordinator.keyspace import TenantKeyspace, object_place
+from holdfast_coordinator.records import ANSWER_BYTES_MAX, Stored, check_fits_answer, load, parse
 from holdfast_coordinator.transactions import Outcome
 from holdfast_coordinator.usage import UsageChange
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import LIST_ITEMS_MAX
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.metadata.store import Delete, MetadataStore
 from holdfast_proto.v1.records_pb2 import ObjectRecord
 from holdfast_proto.v1.tenants_pb2 import Quota
+
+_REST_OF_TOKEN = re.compile(r"[0-9]{15}\.[a-z0-9-]{1,64}", re.ASCII)
 
 
 class Objects:
@@ -61,6 +65,32 @@ class Objects:
         snapshot = await self._store.snapshot([self._space.objects_of(task_id)])
         return [parse(item, ObjectRecord).message for item in check_fits_answer(snapshot.items, f"the task {task_id}")]
 
+    async def page(self, token: str, *, allowed: Callable[[str], bool]) -> tuple[Sequence[ObjectRecord], str]:
+        """Return some objects of all tasks, and the token of the next page, "" on the last one.
+
+        Objects of tasks of which `allowed` says no are left out. It reads on until there is one to return or no more to
+        read, so that a token names nothing but what was told.
+
+        Raises:
+            HoldfastError: INVALID_ARGUMENT for a token that is none.
+        """
+        place = self._space.object(_checked_token(token)) if token else ""
+        while True:
+            page = await self._store.page(self._space.objects_prefix, after=place, limit=LIST_ITEMS_MAX)
+            told: list[ObjectRecord] = []
+            size_bytes = 0
+            for item in page.items:
+                stored = parse(item, ObjectRecord).message
+                if not allowed(stored.task_id):
+                    continue
+                size_bytes += len(item.value)
+                if told and size_bytes > ANSWER_BYTES_MAX:
+                    return told, _place_of(told[-1])
+                told.append(stored)
+            if told or not page.more:
+                return told, _place_of(told[-1]) if page.more else ""
+            place = page.items[-1].key
+
     async def forget(self, storage_id: str, entry: Entry) -> None:
         """Remove an object's record; its blocks fall to collection.
 
@@ -75,3 +105,16 @@ class Objects:
         if await self._ledger.apply(entry, [found.unchanged], operations, usage) is not Outcome.APPLIED:
             # Nobody writes an object's record twice, so it is gone: somebody else removed it and gave its bytes back.
             entry.repeated()
+
+
+def _place_of(stored: ObjectRecord) -> str:
+    return object_place(stored.task_id, stored.created_unix_ms, stored.storage_id)
+
+
+def _checked_token(token: str) -> str:
+    """Return a token that may have come with a page. Raises INVALID_ARGUMENT for others."""
+    task_id, _, rest = token.partition("/")
+    check_name(task_id, "task of a page token")
+    if not _REST_OF_TOKEN.fullmatch(rest):
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "this page token came with no page")
+    return token

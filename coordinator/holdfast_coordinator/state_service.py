@@ -203,8 +203,14 @@ class StateService(StateServiceServicer):
         return pb.ResolveObjectResponse(object=stored, grant=grant)
 
     async def ListObjects(self, request: pb.ListObjectsRequest, context: Context) -> pb.ListObjectsResponse:
-        """List a task's objects, oldest first."""
+        """List a task's objects, oldest first, or those of all tasks that the caller may list."""
         call = current_call()
+        if not request.task_id:
+            call.filtered(of_task("*"))
+            objects, token = await call.of.objects.page(
+                request.page_token, allowed=lambda task_id: call.may(call.permission, of_task(task_id))
+            )
+            return pb.ListObjectsResponse(objects=objects, next_page_token=token)
         call.require(of_task(check_name(request.task_id, "task name")))
         return pb.ListObjectsResponse(objects=await call.of.objects.of_task(request.task_id))
 

@@ -29,11 +29,22 @@ class Shell:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
+    def both(self, *words: str, code: int = 0) -> tuple[str, str]:
+        """Run a command that ends with this code; return what it prints and what it says."""
+        self._capsys.readouterr()
+        ended = run(words)
+        captured = self._capsys.readouterr()
+        assert ended == code, captured
+        return captured.out.strip(), captured.err.strip()
+
     def __call__(self, *words: str, code: int = 0) -> str:
         """Run a command that ends with this code; return its output, or what it says of an error."""
-        assert run(words) == code, self._capsys.readouterr()
-        captured = self._capsys.readouterr()
-        return (captured.err if code else captured.out).strip()
+        out, err = self.both(*words, code=code)
+        return err if code else out
+
+    def json_of_failure(self, *words: str, code: int) -> Any:
+        """Run a command that ends with this code; return what it prints as JSON."""
+        return json.loads(self.both(*words, "--json", code=code)[0])
 
     def json(self, *words: str) -> Any:
         """Run a command; return what it prints as JSON."""

@@ -16,10 +16,14 @@ PUBLIC: Final = [
     "BackupRun",
     "BlockExplanation",
     "ClusterStatus",
+    "ClusterVerifyReport",
     "Codec",
     "CollectionReport",
     "CollectionState",
     "Consistency",
+    "DamageReason",
+    "DamagedRange",
+    "DamagedResource",
     "DifferenceSource",
     "DiscardReceipt",
     "ErrorCode",
@@ -75,7 +79,8 @@ THE_FIVE: Final = {
 """The mission's calls: their positional parameters with types, and what they return."""
 
 AROUND_THEM: Final = [
-    *("register_vm", "vm", "list_vms", "discard_vm", "points", "point", "forget", "verify", "stats"),
+    *("register_vm", "vm", "list_vms", "discard_vm", "points", "point", "forget", "stats"),
+    *("verify", "survey", "verify_all"),
     *("persist_stream", "retrieve_stream", "retrieve_to_file", "application_data", "list_application_data"),
     *("lock", "unlock", "set_retention", "apply_retention"),
     *("serve_point", "save_overlay"),

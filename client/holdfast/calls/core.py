@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from holdfast.background import LoopThread
+from holdfast.findings import RestoreReport
 from holdfast.remote import CoordinatorCalls
-from holdfast.results import RestoreReport, Transfer
+from holdfast.results import Transfer
 from holdfast.sampling import check_sample
 from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.writing import Made, Toolbox, WriteJob
@@ -39,6 +40,7 @@ RESTORE_DIR_VARIABLE: Final = "HOLDFAST_RESTORE_DIR"
 KEY_FILE_VARIABLE: Final = "HOLDFAST_KEY_FILE"
 SEALING_VARIABLE: Final = "HOLDFAST_SEALING"
 NONCE_BYTES: Final = 16
+_REPORTED_IDS_MAX: Final = 16_384
 _TEACHING_BYTES: Final = 32 * MIB - 8192
 
 
@@ -152,7 +154,8 @@ class AsyncCore:
 
     async def _report_damage(self, block_ids: tuple[bytes, ...], resource_id: str) -> None:
         try:
-            await self._remote.report_damage(block_ids[:ERROR_BLOCK_IDS_MAX], resource_id)
+            for at in range(0, min(len(block_ids), _REPORTED_IDS_MAX), ERROR_BLOCK_IDS_MAX):
+                await self._remote.report_damage(block_ids[at : at + ERROR_BLOCK_IDS_MAX], resource_id)
         except HoldfastError:
             # The caller is about to hear of the damage itself, which matters more than that the report got lost.
             return

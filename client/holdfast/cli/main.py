@@ -28,6 +28,7 @@ from holdfast.cli import (
     services,
     tenants,
     up,
+    verify,
     vms,
 )
 from holdfast.cli.connection import root_options
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, retention, serve, cluster, nodes, collection, demo):
+for part in (up, services, agent, points, retention, verify, serve, cluster, nodes, collection, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
 app.add_typer(retention.retention_app, name="retention")

@@ -1,4 +1,4 @@
-"""Recovery points: `holdfast snapshot`, `backup`, `restore`, `points`, `show`, `forget`, `verify`."""
+"""Recovery points: `holdfast snapshot`, `backup`, `restore`, `points`, `show`, `forget`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from holdfast.cli.changed_file import read_changed
 from holdfast.cli.connection import Connection, on_cluster
-from holdfast.cli.exits import say
+from holdfast.cli.exits import DAMAGED, say
 from holdfast.cli.output import format_seconds, format_time, print_facts, print_json, print_line, print_table, to_json
 from holdfast.cli.progress import shown
+from holdfast.cli.verify import told_damage
 from holdfast_core.model.limits import SAMPLE_DEFAULT
 from holdfast_core.model.names import OBJECT_PREFIX
 from holdfast_core.runtime.options import format_size
@@ -105,13 +106,24 @@ def restore(
         str, typer.Option("--format", metavar="FORMAT", help="Format of the images: raw or qcow2.")
     ] = "raw",
     durable: Annotated[bool, typer.Option("--durable", help="Return only when the files are on the disk.")] = False,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Restore what can be read, and zeros for the rest; damage.json says where."),
+    ] = False,
 ) -> None:
     """Rebuild a VM's volumes as DIR/NAME.raw, with vm.json and the VM's definition beside them; prints DIR."""
     if (to is None) == (onto is None):
         raise typer.BadParameter("say where: --to names a new directory, --onto one with older copies")
     with connection.manager() as manager, shown(f"restore of {backup or snapshot}") as progress:
         where = manager.restore_vm(
-            snapshot, backup, target=to, onto=onto, image_format=image_format, durable=durable, progress=progress
+            snapshot,
+            backup,
+            target=to,
+            onto=onto,
+            image_format=image_format,
+            durable=durable,
+            partial=partial,
+            progress=progress,
         )
         report = manager.last_restore
     assert report is not None, "a restore has just ended"
@@ -124,12 +136,16 @@ def restore(
                 "files": files,
                 "fetched_bytes": report.fetched_bytes,
                 "kept_bytes": report.kept_bytes,
+                "damage": report.damage,
             }
         )
-        return
-    if onto is not None:
-        say(f"fetched {format_size(report.fetched_bytes)}, {format_size(report.kept_bytes)} were there already")
-    print_line(str(where))
+    else:
+        if onto is not None:
+            say(f"fetched {format_size(report.fetched_bytes)}, {format_size(report.kept_bytes)} were there already")
+        print_line(str(where))
+    if report.damage:
+        say(f"{told_damage(report.damage)} are not there and left as zeros; {where / 'damage.json'} says where")
+        raise typer.Exit(DAMAGED)
 
 
 @app.command("points")
@@ -199,25 +215,6 @@ def forget(
         manager.forget(id)
     if connection.json:
         print_json({"forgotten": id})
-
-
-@app.command("verify")
-@on_cluster
-def verify(
-    connection: Connection,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Id of a snapshot or backup.")],
-    on_nodes: Annotated[
-        bool, typer.Option("--on-nodes", help="Let the nodes read and hash; nothing is fetched or opened here.")
-    ] = False,
-) -> None:
-    """Read everything that a recovery point consists of and check it, without restoring it."""
-    with connection.manager() as manager, shown(f"check of {id}") as progress:
-        report = manager.verify(id, node_only=on_nodes, progress=progress)
-    if connection.json:
-        print_json(report)
-        return
-    thin = f"; {report.thin_blocks} are not on every owner" if report.thin_blocks else ""
-    print_line(f"{report.resource_id} is whole: {report.blocks} blocks checked{thin}")
 
 
 def describe(stats: TransferStats) -> str:

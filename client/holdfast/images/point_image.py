@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Final
 
 from holdfast.access import Access
-from holdfast.content import ContentDamage, ContentReader, DamageReport, Entry
+from holdfast.content import ContentDamage, ContentReader, Entry
+from holdfast.damage import DamageReport
 from holdfast.descriptors import Extent
 from holdfast.images.block_cache import BlockCache
 from holdfast.images.flights import Flight

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from holdfast.content import ContentReader, DamageReport, Entry
+from holdfast.content import ContentReader, Entry
+from holdfast.damage import DamageReport
 from holdfast.descriptors import data_extents
 from holdfast.holes import clear
 from holdfast.index import IndexReader, volume_leaves

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
-from holdfast.content import WINDOW_BYTES, ContentReader, DamageReport, Entry, Sink
-from holdfast.index import DAMAGE, IndexReader, LeafAt, volume_leaves
+from holdfast.content import WINDOW_BYTES, ContentReader, Entry, Sink
+from holdfast.damage import DamageReport, Places
+from holdfast.index import IndexReader, LeafAt, volume_leaves
 from holdfast.results import Progress, ProgressCallback
-from holdfast_core.model.errors import HoldfastError
 from holdfast_core.model.limits import TREE_FAN_OUT
 from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.blocks.reader import Unreadable
 from holdfast_proto.v1.records_pb2 import VolumeRecord
 
 WINDOWS_IN_FLIGHT: Final = 4
@@ -62,18 +63,15 @@ async def read_volume(
         finally:
             slots.release()
 
-    async with plain_task_group() as group:
-        try:
-            async with aclosing(volume_leaves(index, volume)) as groups:
-                async for leaves in groups:
-                    for entries in leaf_windows(leaves, volume):
-                        count += len(entries)
-                        await slots.acquire()
-                        group.create_task(read(entries))
-        except HoldfastError as error:
-            if error.code not in DAMAGE:
-                raise
-            damage.add_index(error, volume.name, [(0, volume.size_bytes)])
+    def lost(unreadable: Unreadable, places: Places) -> None:
+        damage.add_index(unreadable, volume.name, places)
+
+    async with plain_task_group() as group, aclosing(volume_leaves(index, volume, lost)) as groups:
+        async for leaves in groups:
+            for entries in leaf_windows(leaves, volume):
+                count += len(entries)
+                await slots.acquire()
+                group.create_task(read(entries))
     return count
 
 

@@ -849,21 +849,25 @@ Global___ResolveObjectResponse: _TypeAlias = ResolveObjectResponse  # noqa: Y015
 
 @_typing.final
 class ListObjectsRequest(_message.Message):
-    """Asks for a task's objects, oldest first."""
+    """Asks for a task's objects, oldest first, or page by page for those of all tasks that the caller may list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
-    """The task."""
+    """The task; empty for all tasks, in order of their names."""
+    page_token: _builtins.str
+    """For all tasks: the token that came with the page before; empty for the first."""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -871,23 +875,27 @@ Global___ListObjectsRequest: _TypeAlias = ListObjectsRequest  # noqa: Y015
 
 @_typing.final
 class ListObjectsResponse(_message.Message):
-    """A task's objects."""
+    """Objects."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OBJECTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For all tasks: what asks for the next page; empty on the last one. A page may be empty and not the last."""
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.ObjectRecord]:
-        """Records, oldest first."""
+        """Records, oldest first within a task."""
 
     def __init__(
         self,
         *,
         objects: _abc.Iterable[_records_pb2.ObjectRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["objects", b"objects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "objects", b"objects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,12 +17,21 @@ from holdfast_core.model.tree.nodes import (
     decode_node,
     encode_node,
 )
-from holdfast_core.model.tree.objects import ObjectLeafRef, ObjectWalk, decode_object_leaf
+from holdfast_core.model.tree.objects import (
+    ObjectLeafRef,
+    ObjectRef,
+    ObjectWalk,
+    decode_object_leaf,
+    object_children,
+    object_root,
+)
 from holdfast_core.model.tree.roots import RootScan
-from holdfast_core.model.tree.shape import tree_height, volume_height
+from holdfast_core.model.tree.shape import leaf_count, leaf_span, tree_height, volume_height
 from holdfast_core.model.tree.walk import (
+    VolumeRef,
     VolumeWalk,
     decode_volume_leaf,
+    volume_children,
 )
 
 __all__ = [
@@ -33,6 +42,7 @@ __all__ = [
     "ObjectInner",
     "ObjectLeaf",
     "ObjectLeafRef",
+    "ObjectRef",
     "ObjectScan",
     "ObjectTreeBuilder",
     "ObjectWalk",
@@ -40,12 +50,18 @@ __all__ = [
     "RootScan",
     "VolumeInner",
     "VolumeLeaf",
+    "VolumeRef",
     "VolumeTreeBuilder",
     "VolumeWalk",
     "decode_node",
     "decode_object_leaf",
     "decode_volume_leaf",
     "encode_node",
+    "leaf_count",
+    "leaf_span",
+    "object_children",
+    "object_root",
     "tree_height",
+    "volume_children",
     "volume_height",
 ]

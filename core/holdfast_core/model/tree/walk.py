@@ -7,7 +7,7 @@ tree is, if `take_leaves` is called between the feeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final, NamedTuple, NoReturn
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -128,6 +128,21 @@ class VolumeWalk:
                 pending.extend(filter(self._covers, volume_children(ref, plain, self._leaf_count)))
         self._pending = pending
         self._settle()
+
+    def skip(self, node_ids: Container[bytes]) -> dict[bytes, list[tuple[int, int]]]:
+        """Give up wanted nodes that cannot be had; returns the leaves that nobody finds then, as (first, end) by id."""
+        skipped: dict[bytes, list[tuple[int, int]]] = {}
+        pending: list[VolumeRef] = []
+        for ref in self._pending:
+            if ref.level and ref.node_id in node_ids:
+                span = leaf_span(ref.level)
+                first, end = max(ref.place * span, self._first), min((ref.place + 1) * span, self._end)
+                skipped.setdefault(ref.node_id, []).append((first, end))
+            else:
+                pending.append(ref)
+        self._pending = pending
+        self._settle()
+        return skipped
 
     def take_leaves(self) -> list[tuple[int, bytes]]:
         """Return `leaves` and forget them."""

@@ -75,6 +75,16 @@ _CODES: Final = {
 }
 
 
+def _told(address: str, failure: RpcFailure, details: str) -> str:
+    """Return what a failure means, in words of ours where there is something that an operator has to do."""
+    if failure is RpcFailure.RESOURCE_EXHAUSTED and "space exceeded" in details:
+        return (
+            f"the metadata store has no space left (etcd at {address}: {details}); compact and defragment it, then "
+            "disarm its alarm"
+        )
+    return f"etcd at {address}: {details}"
+
+
 class EtcdError(HoldfastError):
     """A call that failed, with the gRPC status it failed with."""
 
@@ -341,7 +351,7 @@ class EtcdClient:
             failure = classify(error)
             if failure in _LOST:
                 self._turn_from(endpoint)
-            raise EtcdError(failure, f"etcd at {endpoint.address}: {error.details() or failure.value}") from error
+            raise EtcdError(failure, _told(endpoint.address, failure, error.details() or failure.value)) from error
         except asyncio.CancelledError:
             # `close` cancels streams, which must not look as if somebody had cancelled the task that reads them.
             task = asyncio.current_task()
