@@ -11,6 +11,7 @@ ended by killing it; one whose SDK dies sees its socket end.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
@@ -25,14 +26,12 @@ from typing import Final
 
 from holdfast.descriptors import RawReader
 from holdfast.sealing_messages import (
-    ARENA_BYTES,
     MESSAGE_BYTES_MAX,
     READY,
     SLOT_BYTES,
     SLOTS,
     SpanRequest,
     VolumeRequest,
-    map_arena,
     pack_forget,
     unpack_answer,
 )
@@ -64,8 +63,8 @@ class _Process:
         try:
             self.last_words = os.memfd_create("holdfast-sealing-stderr")
             arena = os.memfd_create("holdfast-sealing-arena")
-            os.ftruncate(arena, ARENA_BYTES)
-            self.arena = memoryview(map_arena(arena))
+            os.ftruncate(arena, SLOTS * SLOT_BYTES)
+            self.arena = memoryview(mmap.mmap(arena, SLOTS * SLOT_BYTES))
             self.child = _spawn(theirs, self.last_words)
             self.send(b"\0", [arena])
         except OSError:

@@ -9,10 +9,8 @@ the request names, first the sealed ones, then the plaintext of those that wait;
 from __future__ import annotations
 
 import marshal
-import mmap
 import struct
 from collections.abc import Container
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -44,25 +42,11 @@ SLOT_BYTES: Final = SPAN_BYTES + TREE_FAN_OUT * SEALED_OVERHEAD_BYTES
 SLOTS: Final = 2
 """Spans that a process has at once: it seals one while the other's blocks are copied away and its next one waits."""
 
-ARENA_BYTES: Final = SLOTS * SLOT_BYTES
-
 READY: Final = b"ready"
 _NO_ID: Final = bytes(BLOCK_ID_BYTES)
 
 PackedEntries: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes]
 """Columns of a leaf: slots, fingerprints, block ids, which entries have a base (a byte each), ids of bases."""
-
-
-def map_arena(descriptor: int) -> mmap.mmap:
-    """Map an arena that both ends share, in large pages where the system has some.
-
-    Both ends soon touch all of it, so it takes no more memory; in small pages that is eight thousand faults a process.
-    """
-    arena = mmap.mmap(descriptor, ARENA_BYTES)
-    # A kernel that was built without them refuses the advice, and loses nothing but the time.
-    with suppress(OSError):
-        arena.madvise(mmap.MADV_HUGEPAGE)
-    return arena
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Loads as little as it can: it is started for a single backup.
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import socket
@@ -18,11 +19,11 @@ from holdfast.sealing_messages import (
     MESSAGE_BYTES_MAX,
     READY,
     SLOT_BYTES,
+    SLOTS,
     ArenaSealer,
     PlacedBlock,
     SpanRequest,
     VolumeRequest,
-    map_arena,
     pack_error,
     pack_span,
     unpack_entries,
@@ -104,7 +105,7 @@ def main() -> None:
     channel = socket.socket(fileno=_STANDARD_INPUT)
     _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     if descriptors:
-        arena = map_arena(descriptors[0])
+        arena = mmap.mmap(descriptors[0], SLOTS * SLOT_BYTES)
         os.close(descriptors[0])
         try:
             channel.send(READY)
