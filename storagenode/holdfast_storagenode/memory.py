@@ -83,7 +83,7 @@ class MemoryStore:
         self._floors: dict[int, int] = {}
         self._floor = 0
         self._epoch = 0
-        self._cutoff_seen = 0
+        self._cutoffs: dict[int, int] = {}
         self._stamps_known = True
         self._used_bytes = 0
 
@@ -141,7 +141,7 @@ class MemoryStore:
         verdicts: list[Verdict] = []
         with self._lock:
             if cutoff is not None:
-                self._see(cutoff)
+                self._see(tenant, cutoff)
             for block_id in ids:
                 copy = self._find(tenant, block_id)
                 if copy is None:
@@ -306,18 +306,17 @@ class MemoryStore:
                 if not copy.corrupt:
                     yield block_id, copy
 
-    def _see(self, cutoff: int) -> None:
+    def _see(self, tenant: int, cutoff: int) -> None:
         if not self._stamps_known:
             raise HoldfastError(
                 ErrorCode.NOT_READY,
                 "the node does not know the stamps of its blocks until a coordinator tells it the collection epoch",
             )
-        if cutoff < self._cutoff_seen:
+        seen = self._cutoffs[tenant] = max(cutoff, self._cutoffs.get(tenant, 0))
+        if cutoff < seen:
             raise HoldfastError(
-                ErrorCode.CONFLICT,
-                f"a collection with the cut-off {self._cutoff_seen} was here already; this one has {cutoff}",
+                ErrorCode.CONFLICT, f"a collection with the cut-off {seen} was here already; this one has {cutoff}"
             )
-        self._cutoff_seen = cutoff
 
     def _read(self, tenant: int, block_id: bytes) -> Found:
         with self._lock:

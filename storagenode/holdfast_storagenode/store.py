@@ -118,8 +118,8 @@ class BlockStore(Protocol):
         That is decided under the lock under which blocks are stamped. None removes whatever the stamps say.
 
         Raises:
-            HoldfastError: CONFLICT for a cut-off below the highest that this store has seen; NOT_READY for any while an
-                index rebuild has left the stamps unknown; INTERNAL if the disk failed.
+            HoldfastError: CONFLICT for a cut-off below the highest of this tenant that the open store has seen;
+                NOT_READY for any while an index rebuild has left the stamps unknown; INTERNAL if the disk failed.
         """
         ...
 

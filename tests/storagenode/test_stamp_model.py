@@ -123,6 +123,7 @@ class StampModel(RuleBasedStateMachine):
     def restart(self) -> None:
         self.store.close()
         self.store = open_engine(self.directory, options=OPTIONS)
+        self.cutoff = 0
 
     @rule(lose_index=st.booleans())
     def crash(self, lose_index: bool) -> None:
@@ -139,6 +140,7 @@ class StampModel(RuleBasedStateMachine):
             shutil.rmtree(crashed / "index")
             self.known = False
         self.store = open_engine(crashed, options=OPTIONS)
+        self.cutoff = 0
 
     def counted(self, number: int) -> int:
         return max(self.own[number], self.floor, self.floors.get(partition_of(BLOCKS[number].id), 0))

@@ -224,6 +224,13 @@ def test_a_cutoff_below_the_highest_seen_is_refused(rig: Rig) -> None:
     assert rig.store.delete(1, [block.id], cutoff=6) == [Verdict.OK]
 
 
+def test_the_highest_cutoff_is_a_tenants_own(rig: Rig) -> None:
+    block = make_block(1)
+    rig.store.put(2, [block], stamp=1)
+    assert rig.store.delete(1, [block.id], cutoff=6) == [Verdict.MISSING]
+    assert rig.store.delete(2, [block.id], cutoff=3) == [Verdict.OK], "its own oldest session may be older"
+
+
 def test_a_block_that_was_deleted_begins_anew(rig: Rig) -> None:
     block = make_block(1)
     rig.store.put(1, [block], stamp=8)

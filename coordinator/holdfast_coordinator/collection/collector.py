@@ -1,7 +1,4 @@
-"""One collection, from its roots to its report: tenant by tenant, marked at one revision and then swept.
-
-The tenants with the oldest open sessions come first, because nodes refuse a cut-off below one that they have seen.
-"""
+"""One collection, from its roots to its report: tenant by tenant, marked at one revision and then swept."""
 
 from __future__ import annotations
 
@@ -133,7 +130,7 @@ class Collector:
             for tenant in scope.tenants
         }
         self._report.cutoff = min(cutoffs.values(), default=scope.epoch)
-        for tenant in sorted(cutoffs, key=lambda tenant: (cutoffs[tenant], tenant)):
+        for tenant in sorted(cutoffs):
             await self._check()
             await self._collect_tenant(scope, tenant, cutoffs[tenant], nodes)
             del self._report.nodes_left_out[:]
@@ -199,14 +196,9 @@ class Collector:
         except HoldfastError as error:
             if error.code is not ErrorCode.CONFLICT:
                 raise
-            # This collection's own end, or a node that has deleted under a higher cut-off: a session of this tenant is
-            # older than that of the tenants that an earlier collection looked at.
+            # This collection's own end, or a node where a later one was: then nothing is left to do for this one.
             await self._check()
-            self._skip(
-                opened.name,
-                f"a session that began under collection {plan.cutoff} is open, and an earlier collection went further "
-                f"for other tenants; what is garbage is deleted once it has ended ({error.message})",
-            )
+            self._skip(opened.name, error.message)
             return
         if not nowhere:
             return

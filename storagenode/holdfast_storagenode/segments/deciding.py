@@ -112,18 +112,15 @@ class Decider:
         """Remove blocks. Tombstones may dip into the reserve: they are what frees space.
 
         Raises:
-            HoldfastError: CONFLICT, NOT_READY as `Epochs.see`; DISK_FULL; INTERNAL if the disk failed.
+            HoldfastError: CONFLICT, NOT_READY as `Epochs.see`; INTERNAL if the disk failed.
         """
-        if cutoff is not None:
-            self.epochs.see(cutoff)
         keys = make_keys(tenant, self.partition_of, ids)
         plan = _Plan()
         fresh, verdicts = plan.fresh, plan.ticket.verdicts
         with self.committer.lock:
             self.committer.check_writable()
             if cutoff is not None:
-                # A higher one may have come between; what it was told of must not be undone.
-                self.epochs.check(cutoff)
+                self.epochs.see(tenant, cutoff)
             for block_id, key, entry in zip(ids, keys, self.lookup(keys), strict=True):
                 decided = fresh.get(key) or self.committer.decided(key)
                 gone = entry is None if decided is None else decided.header.type is RecordType.TOMBSTONE

@@ -1,4 +1,4 @@
-"""What a store remembers of collection epochs beside the stamps of single blocks: the epoch, floors, the cut-off.
+"""What a store remembers of collection epochs beside the stamps of single blocks: the epoch, floors, cut-offs.
 
 A small file, replaced as a whole and durable before anything leans on it. It also says whether the stamps are known at
 all. They are not in a directory that is new, after the index was made anew (compaction drops records of stamps that the
@@ -6,6 +6,10 @@ index holds), and after records were lost. Then the first epoch that is learnt b
 whoever leans on a block began under that epoch or an older one; until then nothing is deleted by a cut-off.
 
 "Not known" is made durable before a new index is, so that no crash in between makes it forgotten.
+
+The highest cut-off of each tenant is remembered while the store is open, and not in the file: a delete that comes late
+from an old collection takes nothing that anybody leans on, since stamps never go back (docs/healing.md); refusing it
+merely tells its sender that it is late.
 """
 
 from __future__ import annotations
@@ -39,14 +43,12 @@ class EpochState:
     Attributes:
         known: whether stamps are what they were; where not, the next epoch that is learnt becomes the floor.
         epoch: the newest epoch that was learnt.
-        cutoff: the highest cut-off that was seen.
         floor: what every block counts as stamped with at least.
         floors: the same for single partitions.
     """
 
     known: bool = False
     epoch: int = 0
-    cutoff: int = 0
     floor: int = 0
     floors: Mapping[int, int] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class Epochs:
         state = _read(self._file)
         self.was_lost = state is None
         self.state = EpochState() if state is None else state
+        self._cutoffs: dict[int, int] = {}
 
     def forget(self) -> None:
         """Take note that stamps may have been lost.
@@ -106,34 +109,23 @@ class Epochs:
             if raised:
                 self._write(replace(self.state, floors={**floors, **raised}))
 
-    def see(self, cutoff: int) -> None:
-        """Take note of a delete's cut-off, before anything is deleted under it.
+    def see(self, tenant: int, cutoff: int) -> None:
+        """Take note of a delete's cut-off, and return if blocks may be deleted by it now.
 
         Raises:
-            HoldfastError: CONFLICT if a higher one was seen; NOT_READY while stamps are not known; DISK_FULL, INTERNAL.
+            HoldfastError: CONFLICT if a higher one was seen of this tenant; NOT_READY while stamps are not known.
         """
         check_epoch(cutoff)
-        with self._lock:
-            self.check(cutoff)
-            if cutoff > self.state.cutoff:
-                self._write(replace(self.state, cutoff=cutoff))
-
-    def check(self, cutoff: int) -> None:
-        """Return if blocks may be deleted by this cut-off now.
-
-        Raises:
-            HoldfastError: CONFLICT if a higher one was seen; NOT_READY while stamps are not known.
-        """
-        state = self.state
-        if not state.known:
+        if not self.state.known:
             raise HoldfastError(
                 ErrorCode.NOT_READY,
                 "the node does not know the stamps of its blocks until a coordinator tells it the collection epoch",
             )
-        if cutoff < state.cutoff:
+        with self._lock:
+            seen = self._cutoffs[tenant] = max(cutoff, self._cutoffs.get(tenant, 0))
+        if cutoff < seen:
             raise HoldfastError(
-                ErrorCode.CONFLICT,
-                f"a collection with the cut-off {state.cutoff} was here already; this one has {cutoff}",
+                ErrorCode.CONFLICT, f"a collection with the cut-off {seen} was here already; this one has {cutoff}"
             )
 
     def _write(self, state: EpochState) -> None:
