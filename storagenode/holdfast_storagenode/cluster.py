@@ -34,6 +34,7 @@ class ClusterKnowledge:
         self._verifier = CapabilityVerifier("", {})
         self._peer_capability = ""
         self._peers: Mapping[str, NodeStatus] = MappingProxyType({})
+        self._heard = False
         if saved is not None:
             self.take(saved)
 
@@ -66,6 +67,11 @@ class ClusterKnowledge:
     def peers(self) -> Mapping[str, NodeStatus]:
         """The other nodes by name, as a coordinator said last in this process's life."""
         return self._peers
+
+    @property
+    def registered(self) -> frozenset[str] | None:
+        """The other nodes that are registered, None before the first answer in this process's life."""
+        return frozenset(self._peers) if self._heard else None
 
     @property
     def peer_capability(self) -> str:
@@ -101,13 +107,15 @@ class ClusterKnowledge:
             )
         self._check_placement(response)
         layouts = response if self._brings_layouts(response) else self._known
+        # A grant may come or go while the layouts stay: a node that is out has none.
+        present = response.layout_revision == layouts.layout_revision
         news = HeartbeatResponse(
             cluster_id=response.cluster_id,
             verifying_keys=response.verifying_keys,
             layout=layouts.layout if layouts.HasField("layout") else None,
             layout_revision=layouts.layout_revision,
             older_layouts=layouts.older_layouts,
-            granted_epoch=layouts.granted_epoch,
+            granted_epoch=response.granted_epoch if present else layouts.granted_epoch,
         )
         if news == self._known:
             return None
@@ -130,6 +138,7 @@ class ClusterKnowledge:
 
     def hear(self, response: HeartbeatResponse) -> None:
         """Take over what an answer says of the moment: the other nodes, and the token to call them with."""
+        self._heard = True
         self._peer_capability = response.peer_capability
         self._peers = MappingProxyType({node.node_id: node for node in response.nodes})
 

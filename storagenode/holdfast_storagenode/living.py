@@ -59,8 +59,17 @@ def fenced_needed(layout: Layout) -> int:
     return layout.replicas - layout.write_quorum + 1
 
 
-def enough(living: Living, partition: int, nodes: Collection[str]) -> bool:
-    """Return whether `nodes` are enough owners of a partition in each older living layout for a sync of it."""
-    return all(
-        sum(owner in nodes for owner in layout.owners_of(partition)) >= fenced_needed(layout) for layout in living.older
-    )
+def enough(
+    living: Living, partition: int, nodes: Collection[str], *, registered: Collection[str] | None = None
+) -> bool:
+    """Return whether `nodes` are enough owners of a partition in each older living layout for a sync of it.
+
+    Owners that are not `registered` any more were given up by an operator (ADR 0127): where fewer than are needed are
+    left, all that are left are enough, and what none of them has is lost. None means that it is not known who is.
+    """
+    for layout in living.older:
+        owners = layout.owners_of(partition)
+        left = owners if registered is None else [owner for owner in owners if owner in registered]
+        if sum(owner in nodes for owner in left) < min(fenced_needed(layout), len(left)):
+            return False
+    return True

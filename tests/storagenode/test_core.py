@@ -281,6 +281,15 @@ def test_how_many_old_owners_it_takes() -> None:
     assert enough(Living((three,)), 0, set())
 
 
+def test_owners_that_were_given_up_are_not_waited_for() -> None:
+    living = Living((everywhere(2, ["c", "d", "e"]), everywhere(1, ["a", "b", "c"])))
+    assert not enough(living, 0, {"c"}), "who is registered is not known"
+    assert not enough(living, 0, {"c"}, registered={"b", "c", "d", "e"}), "b may have what c has not"
+    assert enough(living, 0, {"c"}, registered={"c", "d", "e"})
+    assert not enough(living, 0, {"d", "e"}, registered={"c", "d", "e"}), "c is left, and has to be looked at"
+    assert enough(living, 0, set(), registered={"d", "e"}), "nobody is left to look at"
+
+
 def test_the_plan_asks_only_owners_that_are_up_about_what_they_own() -> None:
     layout = table(1, [("a", "b"), ("a", "c"), ("a", "b"), ("b", "c")], nodes=["a", "b", "c"])
     living, pending = Living((layout,)), {0: Stage.ALL, 1: Stage.ALL, 2: Stage.URGENT}

@@ -261,3 +261,31 @@ async def test_gentleness_ends_where_copies_are_few(live: int) -> None:
     store.holdings = slow  # type: ignore[method-assign, assignment]
     pause_s = await fleet["a"].sync.step()
     assert (pause_s > 0) == (live == 3)
+
+
+async def test_an_old_owner_that_was_removed_is_not_waited_for() -> None:
+    fleet = await fleet_of_three()
+    await fleet.put(["a", "b", "c"], BLOCKS[:30])
+    await fleet.put(["a", "b"], BLOCKS[30:])
+    fleet.down |= {"a", "b"}
+    fleet.tell(everywhere(2, ["c", "d"]), everywhere(1, ["a", "b", "c"]))
+    await fleet.beat("c", "d")
+    await fleet.settle("d")
+    healing = fleet["d"].core.healing
+    assert (healing.synced_epoch, healing.partitions_at_risk) == (0, 8)
+    fleet.removed |= {"a", "b"}
+    await fleet.beat("c", "d")
+    fleet.clock.advance(3)
+    await fleet.settle("d")
+    assert (healing.synced_epoch, healing.partitions_at_risk) == (2, 0)
+    assert fleet["d"].ids() == {block.id for block in BLOCKS[:30]}, "what the owner that is left had"
+
+
+async def test_a_grant_may_come_and_go_while_the_layouts_stay() -> None:
+    fleet = await fleet_of_three()
+    knowledge = fleet["a"].core.cluster
+    for granted in (1, 0, 1):
+        fleet._answer.granted_epoch = granted
+        await fleet.beat("a")
+        assert knowledge.living is not None
+        assert knowledge.living.granted_epoch == granted

@@ -90,7 +90,7 @@ class SyncWorker:
         if living is None or not core.opened:
             return IDLE_S
         up = frozenset(name for name, node in core.cluster.peers.items() if node.up and name != core.node_id)
-        if self._progress.observe(living, up, self._clock.monotonic_s()):
+        if self._progress.observe(living, up, self._clock.monotonic_s(), registered=self._registered()):
             self._begin(living)
             await self._dropper.observe(living)
         batch = self._progress.next_batch(partitions_max=PARTITIONS_PER_STEP)
@@ -212,7 +212,7 @@ class SyncWorker:
         ready = [
             partition
             for partition in self._progress.without_floor(batch.partitions)
-            if enough(living, partition, self._fenced(living, told[partition]))
+            if enough(living, partition, self._fenced(living, told[partition]), registered=self._registered())
         ]
         if ready:
             try:
@@ -224,6 +224,10 @@ class SyncWorker:
             self._note("")
             await self._core.executor.run(self._core.store.raise_floor, ready, epoch)
             self._progress.floored(ready)
+
+    def _registered(self) -> frozenset[str] | None:
+        others = self._core.cluster.registered
+        return None if others is None else others | {self._core.node_id}
 
     def _note(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
