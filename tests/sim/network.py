@@ -14,6 +14,16 @@ from tests.sim.world import Process, World
 METADATA: Final = "metadata"
 """The name of the metadata store, for cuts."""
 
+_NOTICED_S: Final = 5.0
+
+
+class Unheard(HoldfastError):
+    """Nobody answered: what was asked may have been done, may yet be, or never will."""
+
+    def __init__(self, target: str, why: str) -> None:
+        """Say who did not answer."""
+        super().__init__(ErrorCode.UNREACHABLE, f"{target} {why}", facts={"node_id": target})
+
 
 @dataclass(slots=True, kw_only=True)
 class Weather:
@@ -95,6 +105,8 @@ class Network:
             answer = await reply
         finally:
             timer.cancel()
+        if isinstance(answer, Unheard):
+            raise answer
         if isinstance(answer, HoldfastError):
             # Each caller raises its own.
             raise HoldfastError(answer.code, answer.message, facts=answer.facts, block_ids=answer.block_ids)
@@ -103,6 +115,7 @@ class Network:
     def _send(self, source: Process, target: str, method: str, request: Any, reply: asyncio.Future[Any]) -> None:
         self.messages += 1
         if self.lost(source.name, target):
+            self._break(source, target, reply)
             return
         self._world.loop.call_later(self.delay_s(), self._arrive, source, target, method, request, reply)
 
@@ -112,8 +125,7 @@ class Network:
             return
         if process is None or method not in process.handlers:
             # Nobody listens there: the caller's machine is told so at once.
-            refused = HoldfastError(ErrorCode.UNREACHABLE, f"{target} refuses connections", facts={"node_id": target})
-            self._world.loop.call_later(self.delay_s(), _answer, source, reply, refused)
+            self._world.loop.call_later(self.delay_s(), _answer, source, reply, Unheard(target, "refuses connections"))
             return
         process.spawn(self._serve(process, source, method, request, reply))
 
@@ -125,8 +137,15 @@ class Network:
             answer = await process.handlers[method](request, source.name)
         except HoldfastError as error:
             answer = error
-        if process.alive and not self.lost(process.name, source.name):
+        if self.lost(process.name, source.name):
+            self._break(source, process.name, reply)
+        elif process.alive:
             self._world.loop.call_later(self.delay_s(), _answer, source, reply, answer)
+
+    def _break(self, source: Process, target: str, reply: asyncio.Future[Any]) -> None:
+        """Let a caller notice after a while that its connection is gone, as keep-alives do."""
+        noticed_s = self._random.uniform(0.1, _NOTICED_S)
+        self._world.loop.call_later(noticed_s, _answer, source, reply, Unheard(target, "dropped the connection"))
 
 
 def _answer(source: Process, reply: asyncio.Future[Any], answer: Any) -> None:
@@ -135,9 +154,4 @@ def _answer(source: Process, reply: asyncio.Future[Any], answer: Any) -> None:
 
 
 def _give_up(source: Process, target: str, timeout_s: float, reply: asyncio.Future[Any]) -> None:
-    if source.alive and not reply.done():
-        reply.set_result(
-            HoldfastError(
-                ErrorCode.UNREACHABLE, f"{target} did not answer within {timeout_s:g} s", facts={"node_id": target}
-            )
-        )
+    _answer(source, reply, Unheard(target, f"did not answer within {timeout_s:g} s"))
