@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from holdfast_coordinator.commit_rules import positions
@@ -65,11 +66,16 @@ class Findings:
 class Barrier:
     """Checks trees of one tenant under one set of layouts."""
 
-    def __init__(self, pool: NodePool, layouts: Sequence[Layout], grants: Grants, opener: Opener) -> None:
-        """Bind to the nodes; `opener` needs the structure key alone."""
+    def __init__(
+        self, pool: NodePool, layouts: Sequence[Layout], grants: Grants, opener: Opener, *, collection_epoch: int = 0
+    ) -> None:
+        """Bind to the nodes; `opener` needs the structure key alone.
+
+        Blocks that are found are stamped with `collection_epoch`, so that none of them is collected before the commit.
+        """
         self._pool = pool
         self._layouts = layouts
-        self._grants = grants
+        self._asker = partial(grants.presence_asker, collection_epoch)
         self._opener = opener
         self._reader = BlockReader(pool, lambda: layouts, grants.index_reader)
 
@@ -183,7 +189,7 @@ class Barrier:
         return walk.take()
 
     async def _ask(self, block_ids: Mapping[bytes, None], findings: Findings) -> None:
-        durability = await check_durable(self._pool, self._layouts, self._grants.presence_asker, block_ids)
+        durability = await check_durable(self._pool, self._layouts, self._asker, block_ids)
         if durability.missing:
             raise not_durable(durability.missing)
         findings.checked += len(block_ids)

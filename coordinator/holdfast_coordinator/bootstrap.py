@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.collection.epochs import EPOCH_FIRST
 from holdfast_coordinator.keys.chain import audit_purpose, signing_purpose, tenant_purpose
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.keys.signing import new_signing_key
@@ -81,6 +82,7 @@ async def open_cluster(
     keys = (_tenant_keys(DEFAULT_TENANT), _tenant_keys(SYSTEM_TENANT))
     prefixes = [keyspace.CLUSTER, keyspace.SIGNING_PREFIX, keyspace.AUDIT_KEYS_PREFIX, name_key, *keys]
     prefixes += [keyspace.tenant_record(DEFAULT_TENANT), keyspace.tenant_record(SYSTEM_TENANT)]
+    prefixes += [keyspace.COLLECTION_EPOCH]
     for _ in range(ATTEMPTS_MAX):
         items = {item.key: item for item in (await store.snapshot(prefixes)).items}
         maker = _Maker(items, master, random_bytes, now_unix_ms)
@@ -120,6 +122,8 @@ class _Maker:
             await self._add_signing_key(keyspace.AUDIT_KEYS_PREFIX, audit_purpose)
         if _tenant_keys(SYSTEM_TENANT) not in self._items:
             await self._add_tenant_keys(SYSTEM_TENANT)
+        if keyspace.COLLECTION_EPOCH not in self._items:
+            self.puts.append(Put(keyspace.COLLECTION_EPOCH, str(EPOCH_FIRST).encode()))
         for tenant, name in ((SYSTEM_TENANT, ""), (DEFAULT_TENANT, DEFAULT_TENANT_NAME)):
             key = keyspace.tenant_record(tenant)
             if key not in self._items:

@@ -11,13 +11,12 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.access.call import Call, current_call
 from holdfast_coordinator.bootstrap import Cluster
 from holdfast_coordinator.grants import without_counters
-from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.healing.heartbeats import Heartbeats
 from holdfast_coordinator.layouts import Layouts, partitions_without_quorum, waiting_for_nodes
-from holdfast_coordinator.membership import Membership, check_speaks_for, of_node
+from holdfast_coordinator.membership import check_speaks_for, of_node
 from holdfast_coordinator.records import count, each, parse
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1 import cluster_pb2 as pb
@@ -38,39 +37,23 @@ class ClusterService(ClusterServiceServicer):
         self,
         store: MetadataStore,
         cluster: Cluster,
-        chain: KeyChain,
         view: ClusterView,
-        membership: Membership,
+        heartbeats: Heartbeats,
         layouts: Layouts,
-        *,
-        heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         """Bind to the logic."""
         self._store = store
         self._cluster = cluster
-        self._chain = chain
         self._view = view
-        self._membership = membership
+        self._heartbeats = heartbeats
         self._layouts = layouts
-        self._interval_ms = int(heartbeat_interval_s * 1000)
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
         """Register a node and keep its lease; the node that completes the first layout's number makes it form."""
         call = current_call()
         call.require(of_node(request.status.node_id))
         check_speaks_for(call.principal, request.status.node_id)
-        lease_id = await self._membership.heartbeat(
-            request.status, lease_id=request.lease_id, incarnation=request.incarnation, entry=call.entry
-        )
-        await self._layouts.form_first(call.entry)
-        messages = self._view.state.layout_set.messages
-        return pb.HeartbeatResponse(
-            lease_id=lease_id,
-            interval_ms=self._interval_ms,
-            layout=messages[0] if messages else None,
-            verifying_keys=self._chain.verifying_keys(),
-            cluster_id=self._cluster.record.cluster_id,
-        )
+        return await self._heartbeats.take(request, call.entry)
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """List nodes."""

@@ -100,7 +100,11 @@ class Commits:
             check_owner(caller, session.message, "commit")
             check_belongs(session.message, request)
             point = new_point(session.message, request, self._ring)
-            checked = await self._durability.still(checked, await self._point_check(session.message, point))
+            checked = await self._durability.still(
+                checked,
+                await self._point_check(session.message, point),
+                collection_epoch=session.message.collection_epoch,
+            )
             if checked is None:
                 continue
             point.stats.under_replicated_blocks = checked.findings.under_replicated
@@ -128,7 +132,9 @@ class Commits:
             async def check(barrier: Barrier, damaged: frozenset[bytes], stored: ObjectRecord = stored) -> Findings:
                 return await barrier.check_object(stored, damaged)
 
-            checked = await self._durability.still(checked, check)
+            checked = await self._durability.still(
+                checked, check, collection_epoch=session.message.collection_epoch
+            )
             if checked is None:
                 continue
             stored.stats.under_replicated_blocks = checked.findings.under_replicated

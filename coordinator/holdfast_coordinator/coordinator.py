@@ -27,6 +27,7 @@ from holdfast_coordinator.audit.segments import SegmentBlocks
 from holdfast_coordinator.audit.service import AuditService
 from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
+from holdfast_coordinator.healing.heartbeats import Heartbeats
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.keys.service import KeyService
@@ -286,6 +287,7 @@ class Coordinator:
 
     def _add_services(self, host: ServiceHost, parts: _Parts) -> None:
         settings = self._settings
+        layouts = Layouts(self._view, parts.cluster, ledger=parts.ledger)
         host.add(
             add_StateServiceServicer_to_server,
             StateService(parts.cluster, self._view, metrics=self._metrics, encrypted=settings.tls is not None),
@@ -296,11 +298,17 @@ class Coordinator:
             ClusterService(
                 self._store,
                 parts.cluster,
-                parts.chain,
                 self._view,
-                Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
-                Layouts(self._view, parts.cluster, ledger=parts.ledger),
-                heartbeat_interval_s=settings.heartbeat_interval_s,
+                Heartbeats(
+                    self._store,
+                    parts.chain,
+                    self._view,
+                    Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
+                    layouts,
+                    clock=self._clock,
+                    interval_s=settings.heartbeat_interval_s,
+                ),
+                layouts,
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],

@@ -203,7 +203,10 @@ class Discards:
                 continue
             storage_id = found.message.storage_id
             try:
-                checked = await self._durability.still(plan.checked.get(storage_id), _check_of(found.message))
+                # What is visible is marked by every collection and needs no stamp.
+                checked = await self._durability.still(
+                    plan.checked.get(storage_id), _check_of(found.message), collection_epoch=0
+                )
             except HoldfastError as error:
                 if error.code not in _LOST:
                     raise

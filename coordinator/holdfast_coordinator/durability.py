@@ -43,17 +43,19 @@ class Durability:
         *,
         damage: Damage,
         view: ClusterView,
-        barrier: Callable[[LayoutSet], Barrier],
+        barrier: Callable[[LayoutSet, int], Barrier],
         metrics: CoordinatorMetrics,
     ) -> None:
-        """Bind to the cluster; `barrier` makes one for a set of layouts."""
+        """Bind to the cluster; `barrier` makes one for a set of layouts and a collection epoch."""
         self._damage = damage
         self._view = view
         self._barrier = barrier
         self._metrics = metrics
 
-    async def still(self, before: Checked | None, check: Check) -> Checked | None:
+    async def still(self, before: Checked | None, check: Check, *, collection_epoch: int) -> Checked | None:
         """Check unless an earlier check of the same still holds; None: layouts or damage changed, decide anew.
+
+        What is found is stamped with `collection_epoch`, that of the session whose commit this is; 0 for none.
 
         Raises:
             HoldfastError: what the barrier raises; NOT_DURABLE for blocks that are damaged and stay so.
@@ -67,7 +69,7 @@ class Durability:
         damaged = await self._damage.ids()
         with self._metrics.barrier():
             try:
-                findings = await check(self._barrier(layout_set), damaged)
+                findings = await check(self._barrier(layout_set, collection_epoch), damaged)
             except HoldfastError as error:
                 if error.code is not ErrorCode.WRONG_EPOCH:
                     raise

@@ -47,11 +47,21 @@ class Grants:
         self._tenant = secrets.tenant
         self._secrets = secrets
         self._clock = clock
-        self._own: dict[tuple[str, str], Token] = {}
+        self._own: dict[tuple[str, str, int], Token] = {}
 
-    def session_token(self, session_id: str, kinds: frozenset[int], *, may_read_data: bool) -> Token:
-        """Mint what a session needs to write and to read what it builds on: the index, and data for who may read it."""
-        return self._mint(SESSION_VERBS, kinds, session_id, read_kinds=kinds if may_read_data else INDEX_KINDS)
+    def session_token(self, session: SessionRecord, kinds: frozenset[int], *, may_read_data: bool) -> Token:
+        """Mint what a session needs to write and to read what it builds on: the index, and data for who may read it.
+
+        What it puts and finds is stamped with the collection epoch that it began under, which is what keeps that from
+        being collected while the session is open.
+        """
+        return self._mint(
+            SESSION_VERBS,
+            kinds,
+            session.session_id,
+            read_kinds=kinds if may_read_data else INDEX_KINDS,
+            collection_epoch=session.collection_epoch,
+        )
 
     def reader_token(self, kinds: frozenset[int]) -> Token:
         """Mint what a reader of points or of objects needs."""
@@ -61,13 +71,20 @@ class Grants:
         """Return the coordinator's own capability to read index nodes, and nothing else."""
         return self._own_token("get", INDEX_KINDS)
 
-    def presence_asker(self) -> str:
-        """Return the coordinator's own capability to ask for presence."""
-        return self._own_token("has", ALL_KINDS)
+    def presence_asker(self, collection_epoch: int = 0) -> str:
+        """Return the coordinator's own capability to ask for presence.
+
+        What is found is stamped with `collection_epoch`: a commit asks under its session's. 0 stamps nothing.
+        """
+        return self._own_token("has", ALL_KINDS, collection_epoch)
 
     def size_scanner(self) -> str:
         """Return the coordinator's own capability to list ids and lengths."""
         return self._own_token("scan", ALL_KINDS)
+
+    def deleter(self) -> str:
+        """Return the coordinator's own capability to delete what a collection found unreached; nobody else gets one."""
+        return self._own_token("delete", ALL_KINDS)
 
     def is_past_half(self, issued_unix_ms: int) -> bool:
         """Return whether a capability minted then has lived more than half its life."""
@@ -86,7 +103,7 @@ class Grants:
         disk opens what was written under that epoch, and nothing older.
         """
         keys = self._secrets.to_message() if may_read_data else confined(self._secrets, session.key_epoch)
-        token = self.session_token(session.session_id, kinds, may_read_data=may_read_data)
+        token = self.session_token(session, kinds, may_read_data=may_read_data)
         return self._grant(state, token, keys, may_read_data=may_read_data)
 
     def _grant(self, state: ClusterState, token: Token, keys: TenantKeys, *, may_read_data: bool) -> Grant:
@@ -100,13 +117,18 @@ class Grants:
             may_read_data=may_read_data,
         )
 
-    def _own_token(self, verb: str, kinds: frozenset[int]) -> str:
+    def _own_token(self, verb: str, kinds: frozenset[int], collection_epoch: int = 0) -> str:
         # By the key that signs, too: one that was stolen and removed leaves nothing behind that nodes would refuse.
-        place = (self._chain.signing_key().key_id, verb)
+        place = (self._chain.signing_key().key_id, verb, collection_epoch)
         token = self._own.get(place)
-        if token is None or token.expires_unix_ms - self._clock.now_unix_ms() < CAPABILITY_TTL_S * 500:
-            token = self._own[place] = self._mint(frozenset({verb}), kinds)
+        if token is None or self._is_old(token):
+            # Keys and epochs come and go; what was minted under past ones is let go of here.
+            self._own = {place: kept for place, kept in self._own.items() if not self._is_old(kept)}
+            token = self._own[place] = self._mint(frozenset({verb}), kinds, collection_epoch=collection_epoch)
         return token.text
+
+    def _is_old(self, token: Token) -> bool:
+        return token.expires_unix_ms - self._clock.now_unix_ms() < CAPABILITY_TTL_S * 500
 
     def _mint(
         self,
@@ -115,6 +137,7 @@ class Grants:
         session_id: str = "",
         *,
         read_kinds: frozenset[int] | None = None,
+        collection_epoch: int = 0,
     ) -> Token:
         now_unix_ms = self._clock.now_unix_ms()
         text = self._chain.capability_signer().mint(
@@ -125,6 +148,7 @@ class Grants:
             now_unix_ms=now_unix_ms,
             session=session_id,
             read_kinds=read_kinds,
+            collection_epoch=collection_epoch,
         )
         return Token(text, now_unix_ms + int(CAPABILITY_TTL_S * 1000))
 

@@ -18,7 +18,7 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `audit/batches/FIRST` | AuditBatch; FIRST is the sequence number of its first record, in sixteen digits | |
 | `audit/segments/FIRST` | AuditSegment, whose block collection must keep | |
 | `audit/keys/KEY-ID` | WrappedSecret of an Ed25519 private key that signs heads; never deleted | |
-| `collection-epoch` | decimal; absent means 0 | |
+| `collection-epoch` | decimal; absent means 1, the first | |
 | `layout/head` | decimal epoch of the newest layout; its revision is the revision of the whole layout set | |
 | `layout/epochs/EPOCH` | Layout, one key a living epoch | |
 | `node/records/NODE` | NodeRecord | |

@@ -2,7 +2,7 @@
 
 A node registers once, for good; its incarnation (drawn when its directory was made) tells it from another node that was
 given the same name by mistake. Its lease is kept by whichever coordinator gets the heartbeat: the lease's id travels.
-A lapsed lease marks the node down and does nothing else; only an explicit plan changes the layout.
+A lapsed lease marks the node down and does nothing else; what becomes of it then is the steward's to decide.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Membership:
             seen = NodeStatus()
             seen.CopyFrom(status)
             seen.ClearField("up")
+            seen.ClearField("state")
             seen.last_seen_unix_ms = self._clock.now_unix_ms()
             operations.append(Put(keyspace.node_status(status.node_id), seen.SerializeToString()))
             operations.append(Put(keyspace.node_lease(status.node_id), b"", lease_id))

@@ -12,14 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
+from holdfast_coordinator.collection.epochs import present_epoch
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.lineage import choose_parent
 from holdfast_coordinator.ownership import Caller, check_owner, describe_step, lapsed, of_task, of_vm
 from holdfast_coordinator.points import Points, roots_of
-from holdfast_coordinator.records import Stored, load, parse_number, still
+from holdfast_coordinator.records import Stored, load, still
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
 from holdfast_coordinator.usage import UsageChange, changed
 from holdfast_coordinator.vms import Vms, check_lives
@@ -380,12 +380,11 @@ class Sessions:
         self, entry: Entry, record: SessionRecord, conditions: Sequence[Condition], operations: Sequence[Operation]
     ) -> bool:
         """Make the session visible with the collection epoch of that very moment; False: read again and decide."""
-        epoch = await self._store.get(keyspace.COLLECTION_EPOCH)
-        record.collection_epoch = parse_number(epoch)
+        record.collection_epoch, still_present = await present_epoch(self._store)
         key = self._space.session(record.session_id)
         outcome = await self._ledger.apply(
             entry,
-            [Absent(key), still(keyspace.COLLECTION_EPOCH, epoch), *conditions],
+            [Absent(key), still_present, *conditions],
             [Put(key, record.SerializeToString(), record.lease_id), *operations],
         )
         return outcome is Outcome.APPLIED

@@ -305,9 +305,7 @@ def session_grant(call: Call, state: ClusterState, session: SessionRecord) -> Gr
 
 def session_token(call: Call, session: SessionRecord) -> Token:
     """Return the capability alone, confined as in `session_grant`."""
-    return call.of.grants.session_token(
-        session.session_id, _kinds(session), may_read_data=_may_read_data(call, session)
-    )
+    return call.of.grants.session_token(session, _kinds(session), may_read_data=_may_read_data(call, session))
 
 
 def is_object(resource_id: str) -> bool:

@@ -120,9 +120,9 @@ def open_tenant(
     return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats)
 
 
-def _barriers(view: ClusterView, pool: NodePool, grants: Grants, ring: KeyRing) -> Callable[[LayoutSet], Barrier]:
-    def barrier(layout_set: LayoutSet) -> Barrier:
+def _barriers(view: ClusterView, pool: NodePool, grants: Grants, ring: KeyRing) -> Callable[[LayoutSet, int], Barrier]:
+    def barrier(layout_set: LayoutSet, collection_epoch: int) -> Barrier:
         pool.update(view.state.nodes)
-        return Barrier(pool, layout_set.layouts, grants, ring.opener())
+        return Barrier(pool, layout_set.layouts, grants, ring.opener(), collection_epoch=collection_epoch)
 
     return barrier

@@ -18,18 +18,22 @@ from holdfast_coordinator.records import parse
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.metadata.store import KeyValue, MetadataStore, WatchBatch
 from holdfast_proto.v1 import common_pb2
-from holdfast_proto.v1.records_pb2 import NodeRecord
+from holdfast_proto.v1.records_pb2 import GrantRecord, NodeRecord
 
 _PREFIXES: Final = (keyspace.LAYOUT_PREFIX, keyspace.NODE_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutSet:
-    """The living layouts, newest first, and the revision that a transaction compares (0 before the first layout)."""
+    """The living layouts, newest first, and the revision that a transaction compares (0 before the first layout).
+
+    `granted_epoch` is the epoch under which nodes may let go of what they own in no living layout; 0 for none.
+    """
 
     revision: int = 0
     layouts: tuple[Layout, ...] = ()
     messages: tuple[common_pb2.Layout, ...] = ()
+    granted_epoch: int = 0
 
     @property
     def newest(self) -> Layout | None:
@@ -39,11 +43,16 @@ class LayoutSet:
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """Nodes and layouts as of one moment."""
+    """Nodes and layouts as of one moment; `nodes` are those of `records`, by name, each with its state."""
 
     layout_set: LayoutSet
     records: Mapping[str, NodeRecord]
     nodes: tuple[common_pb2.NodeStatus, ...]
+
+    @property
+    def states(self) -> Mapping[str, common_pb2.NodeState]:
+        """What was decided of each registered node, by name."""
+        return {node.node_id: node.state for node in self.nodes}
 
     @property
     def up(self) -> frozenset[str]:
@@ -52,9 +61,10 @@ class ClusterState:
 
 
 def nodes_from(items: Mapping[str, KeyValue]) -> tuple[Mapping[str, NodeRecord], tuple[common_pb2.NodeStatus, ...]]:
-    """Put records, last statuses and leases together, by name; pure.
+    """Put records, last statuses, leases and states together, by name; pure.
 
-    A node counts as up exactly while its lease key is there; one that is down keeps what it last said.
+    A node counts as up exactly while its lease key is there; one that is down keeps what it last said. What was decided
+    of it comes from its state alone, whatever it says.
     """
     records: dict[str, NodeRecord] = {}
     nodes = []
@@ -69,6 +79,10 @@ def nodes_from(items: Mapping[str, KeyValue]) -> tuple[Mapping[str, NodeRecord],
             status.CopyFrom(parse(reported, common_pb2.NodeStatus).message)
         status.node_id, status.zone, status.capacity_bytes = record.node_id, record.zone, record.capacity_bytes
         status.up = keyspace.node_lease(record.node_id) in items
+        decided = items.get(keyspace.node_state(record.node_id))
+        status.state.CopyFrom(
+            common_pb2.NodeState() if decided is None else parse(decided, common_pb2.NodeState).message
+        )
         nodes.append(status)
     return MappingProxyType(records), tuple(nodes)
 
@@ -80,7 +94,13 @@ def layouts_from(items: Mapping[str, KeyValue]) -> LayoutSet:
         return LayoutSet()
     keys = sorted((key for key in items if key.startswith(keyspace.LAYOUT_EPOCHS_PREFIX)), reverse=True)
     messages = tuple(parse(items[key], common_pb2.Layout).message for key in keys)
-    return LayoutSet(head.mod_revision, tuple(map(Layout.from_message, messages)), messages)
+    grant = items.get(keyspace.LAYOUT_GRANT)
+    return LayoutSet(
+        head.mod_revision,
+        tuple(map(Layout.from_message, messages)),
+        messages,
+        0 if grant is None else parse(grant, GrantRecord).message.epoch,
+    )
 
 
 class ClusterView:
@@ -169,5 +189,12 @@ def _essence(state: ClusterState) -> tuple[object, ...]:
     """What a watcher wants to hear of: not every heartbeat's counters."""
     return (
         state.layout_set.revision,
-        *((node.node_id, node.address, node.zone, node.up, node.full, node.layout_epoch) for node in state.nodes),
+        *(
+            (node.node_id, node.address, node.zone, node.up, node.full, node.layout_epoch, _decided(node.state))
+            for node in state.nodes
+        ),
     )
+
+
+def _decided(state: common_pb2.NodeState) -> tuple[bool, int, bool]:
+    return (state.draining, state.weight_bytes, state.out)

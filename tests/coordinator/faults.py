@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from holdfast_coordinator import keyspace
@@ -64,6 +65,9 @@ class FaultyStore:
         return self.calls > self._at
 
     async def _call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        return await self._do(name, partial(getattr(self._store, name), *arguments, **options))
+
+    async def _do(self, name: str, act: Callable[[], Awaitable[Any]]) -> Any:
         if self._dead:
             raise Crash
         position = self.calls
@@ -74,7 +78,7 @@ class FaultyStore:
             raise Crash
         if fault is Fault.LOST_BEFORE:
             raise _lost(name)
-        result = await getattr(self._store, name)(*arguments, **options)
+        result = await act()
         if fault is Fault.DIES_AFTER:
             self._dead = True
             raise Crash
@@ -93,6 +97,13 @@ class FaultyStore:
     async def page(self, prefix: str, *, after: str, limit: int) -> Snapshot:
         found: Snapshot = await self._call("page", prefix, after=after, limit=limit)
         return found
+
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        async def pages() -> list[Snapshot]:
+            return [page async for page in self._store.scan(prefixes, page_items=page_items)]
+
+        for page in await self._do("scan", pages):
+            yield page
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         if self._before_commit is not None and any("/points/" in operation.key for operation in operations):

@@ -146,7 +146,9 @@ class Client:
         """Close the channel."""
         await self._channel.close()
 
-    async def beat(self, number: int, *, lease_id: int = 0, **changes: Any) -> cluster_pb2.HeartbeatResponse:
+    async def beat(
+        self, number: int, *, lease_id: int = 0, layout_revision: int = 0, **changes: Any
+    ) -> cluster_pb2.HeartbeatResponse:
         """Send the heartbeat of node `number`, which nobody has to be behind."""
         incarnation = changes.pop("incarnation", bytes([number]) * 16)
         fields: dict[str, Any] = {
@@ -156,7 +158,9 @@ class Client:
             "capacity_bytes": 1 << 40,
         }
         status = NodeStatus(**(fields | changes))
-        request = cluster_pb2.HeartbeatRequest(status=status, lease_id=lease_id, incarnation=incarnation)
+        request = cluster_pb2.HeartbeatRequest(
+            status=status, lease_id=lease_id, incarnation=incarnation, layout_revision=layout_revision
+        )
         answer: cluster_pb2.HeartbeatResponse = await self.cluster("Heartbeat", request)
         return answer
 

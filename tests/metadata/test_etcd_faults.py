@@ -324,3 +324,18 @@ async def test_a_member_that_hangs_is_left(three_etcds: EtcdCluster, prefix: str
         finally:
             three_etcds.resume(0)
             await asyncio.to_thread(three_etcds.wait_healthy)
+
+
+async def test_a_scan_whose_revision_is_compacted_says_so(one_etcd: EtcdCluster, prefix: str) -> None:
+    async with opened_etcd(one_etcd.endpoints) as store:
+        for number in range(4):
+            await store.txn([], [Put(f"{prefix}{number}", b"v")])
+        async with contextlib.aclosing(store.scan([prefix], page_items=2)) as scan:
+            first = await anext(scan)
+            newest = (await store.txn([], [Put(prefix + "0", b"w")])).revision
+            await asyncio.to_thread(one_etcd.ctl, "compaction", "--physical", str(newest))
+            with pytest.raises(HoldfastError) as caught:
+                await anext(scan)
+        assert caught.value.code is ErrorCode.CONFLICT
+        assert str(first.revision) in caught.value.message
+        assert len([item async for page in store.scan([prefix], page_items=2) for item in page.items]) == 4

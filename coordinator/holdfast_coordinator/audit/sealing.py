@@ -15,6 +15,7 @@ from holdfast_coordinator.audit.head import load_head
 from holdfast_coordinator.audit.metrics import AuditMetrics
 from holdfast_coordinator.audit.reader import AuditReader
 from holdfast_coordinator.audit.segments import SegmentBlocks
+from holdfast_coordinator.collection.epochs import present_epoch
 from holdfast_coordinator.records import parse
 from holdfast_coordinator.transactions import attempt
 from holdfast_core.model.audit.merkle import Frontier, leaf_hash
@@ -97,7 +98,10 @@ class Sealing:
                 )
         leaves = [leaf_hash(line) for batch in batches for line in batch.lines]
         content = AuditSegmentContent(batches=batches)
-        block_ids, key_epoch = await self._blocks.write(content)
+        # Nothing reaches the blocks before they are recorded. If a collection begins in between, the record is refused,
+        # and the next round puts them again, under its epoch (docs/healing.md).
+        collection_epoch, same_epoch = await present_epoch(self._store)
+        block_ids, key_epoch = await self._blocks.write(content, collection_epoch=collection_epoch)
         segment = AuditSegment(
             first=before.size,
             count=AUDIT_SEGMENT_RECORDS,
@@ -109,8 +113,8 @@ class Sealing:
         if await self._blocks.read(segment) != content:
             raise HoldfastError(ErrorCode.CORRUPT, f"the segment of records {first} on reads back as something else")
         key = keyspace.audit_segment(first)
-        # Refused or lost: somebody else made it, or the next look tells.
-        await attempt(self._store, [Absent(key)], [Put(key, segment.SerializeToString())])
+        # Refused or lost: somebody else made it, or a collection began, or the next look tells.
+        await attempt(self._store, [Absent(key), same_epoch], [Put(key, segment.SerializeToString())])
         self._metrics.sealed()
 
     async def _tidy(self) -> None:

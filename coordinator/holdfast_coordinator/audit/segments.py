@@ -55,8 +55,10 @@ class SegmentBlocks:
         self._ring = ring
         self._clock = clock
 
-    async def write(self, content: AuditSegmentContent) -> tuple[list[bytes], int]:
-        """Seal a segment's content and bring it to a write quorum of its owners.
+    async def write(self, content: AuditSegmentContent, *, collection_epoch: int) -> tuple[list[bytes], int]:
+        """Seal a segment's content and bring it to a write quorum of its owners, stamped with a collection epoch.
+
+        Until it is recorded, that stamp is all that keeps it from being collected: whoever records it compares the epoch.
 
         Returns:
             The ids of its blocks, in order, and the key epoch that they are sealed under. The same content under the
@@ -81,7 +83,7 @@ class SegmentBlocks:
 
         blocks = await asyncio.to_thread(seal)
         self._pool.update(self._view.state.nodes)
-        await put_to_quorum(self._pool, layout, blocks, self._capability(ring.tenant))
+        await put_to_quorum(self._pool, layout, blocks, self._capability(ring.tenant, collection_epoch))
         return [block.id for block in blocks], epoch
 
     async def read(self, segment: AuditSegment) -> AuditSegmentContent:
@@ -109,11 +111,12 @@ class SegmentBlocks:
             message = f"the blocks of the audit log's records {segment.first} to {last} hold something else"
             raise HoldfastError(ErrorCode.CORRUPT, message, block_ids=segment.block_ids) from error
 
-    def _capability(self, tenant: int) -> str:
+    def _capability(self, tenant: int, collection_epoch: int = 0) -> str:
         return self._chain.capability_signer().mint(
             tenant=tenant,
             verbs=_VERBS,
             kinds=_KINDS,
             ttl_s=CAPABILITY_TTL_S,
             now_unix_ms=self._clock.now_unix_ms(),
+            collection_epoch=collection_epoch,
         )

@@ -122,6 +122,28 @@ class EtcdStore:
         check_page(limit=limit)
         return await self._list([prefix_bytes(prefix)], after=prefix_bytes(after), limit=limit)
 
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        """See `MetadataStore.scan`."""
+        check_page(limit=page_items)
+        covering = covering_prefixes(prefixes)
+        revision = 0
+        for number, prefix in enumerate(covering, 1):
+            start, more = first_key(prefix), True
+            while more:
+                try:
+                    response = await self._range(start, end_key(prefix), revision=revision, limit=page_items)
+                except EtcdError as error:
+                    if error.failure is not RpcFailure.OUT_OF_RANGE:
+                        raise
+                    raise HoldfastError(
+                        ErrorCode.CONFLICT, f"etcd compacted the revision {revision} while it was read; begin again"
+                    ) from error
+                revision = revision or response.header.revision
+                more = response.more
+                items = tuple(map(key_value, response.kvs))
+                yield Snapshot(revision, items, more=more or number < len(covering))
+                start = _behind(response.kvs[-1].key) if response.kvs else start
+
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         """See `MetadataStore.txn`."""
         check_txn(conditions, operations)

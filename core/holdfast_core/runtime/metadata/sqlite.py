@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -115,6 +117,7 @@ class _Tables:
         (self._revision,) = connection.execute("SELECT revision FROM store").fetchone()
         self.leases = LeaseTerms(dict(connection.execute("SELECT id, ttl_s FROM leases").fetchall()), monotonic_s)
         self._published: list[WatchBatch] = []
+        self._scans = itertools.count()
 
     def close(self) -> None:
         self._connection.close()
@@ -145,6 +148,33 @@ class _Tables:
             (prefix, after, range_end(prefix), limit),
         )
         return [_item(row) for row in rows]
+
+    def begin_scan(self, prefixes: Sequence[bytes]) -> tuple[str, int]:
+        """Copy what lies below the prefixes into a table of its own; return its name and the revision.
+
+        A temporary table is a file that vanishes with the connection, so what is scanned never has to fit into memory.
+        A second connection could hold a snapshot without copying, but the file is locked against others for good.
+        """
+        name = f"scan_{next(self._scans)}"
+        self._connection.execute(
+            f"CREATE TEMP TABLE {name} (key BLOB PRIMARY KEY NOT NULL, value BLOB NOT NULL, create_revision INTEGER,"
+            " mod_revision INTEGER, lease_id INTEGER) WITHOUT ROWID"
+        )
+        for prefix in prefixes:
+            self._connection.execute(
+                f"INSERT INTO temp.{name} SELECT {_COLUMNS} FROM items WHERE key >= ?1 AND (?2 = x'' OR key < ?2)",
+                (prefix, range_end(prefix)),
+            )
+        return name, self._revision
+
+    def scanned(self, name: str, *, after: bytes, limit: int) -> list[KeyValue]:
+        rows = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM temp.{name} WHERE key > ?1 ORDER BY key LIMIT ?2", (after, limit)
+        )
+        return [_item(row) for row in rows]
+
+    def end_scan(self, name: str) -> None:
+        self._connection.execute(f"DROP TABLE temp.{name}")
 
     def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         if not all(map(self._holds, conditions)):
@@ -279,6 +309,22 @@ class SqliteStore:
         check_page(limit=limit)
         start, behind = prefix_bytes(prefix), prefix_bytes(after)
         return await self._on_tables(lambda tables: tables.page(start, after=behind, limit=limit))
+
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        """See `MetadataStore.scan`. Here the items are copied once, before the first page."""
+        check_page(limit=page_items)
+        covering = covering_prefixes(prefixes)
+        name, revision = await self._on_tables(lambda tables: tables.begin_scan(covering))
+        try:
+            after, more = b"", True
+            while more:
+                items = await self._on_tables(partial(_Tables.scanned, name=name, after=after, limit=page_items + 1))
+                more = len(items) > page_items
+                yield Snapshot(revision, tuple(items[:page_items]), more=more)
+                after = items[-1 - more].key.encode() if items else after
+        finally:
+            if self._tables is not None and not self._failed:
+                await self._on_tables(lambda tables: tables.end_scan(name))
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         """See `MetadataStore.txn`. Here an outcome is unknown only after an I/O error of the disk."""

@@ -5,7 +5,7 @@ The semantics are those of etcd's v3 API, cut down to what a coordinator needs:
 * The store has one revision. Each transaction that changes anything raises it by one; all its changes carry that
   revision. A key's `create_revision` is the revision that made it (a deletion ends it; putting it again makes it anew),
   its `mod_revision` the one that wrote it last.
-* Every read is linearizable. `snapshot` and `page` answer from exactly one revision.
+* Every read is linearizable. `snapshot`, `page` and all pages of one `scan` answer from exactly one revision.
 * Keys sort by their UTF-8 bytes, which is also how Python sorts `str`.
 
 Errors are `HoldfastError`. UNREACHABLE comes within a bounded time. After a transaction its facts hold
@@ -39,7 +39,7 @@ class KeyValue:
 class Snapshot:
     """What the store held at one revision: items in key order, each key once.
 
-    `more` is set only by `page`: keys of the prefix beyond the last item exist at this revision.
+    `more` is set only by `page` and `scan`: there are further keys to return, at this revision.
     """
 
     revision: int
@@ -134,6 +134,16 @@ class MetadataStore(Protocol):
 
     async def page(self, prefix: str, *, after: str, limit: int) -> Snapshot:
         """Return at most `limit` keys below `prefix` that sort behind `after` ("" for the first page)."""
+
+    def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        """Yield everything below all the prefixes at one revision, page by page: flat in memory, whatever there is.
+
+        Every page has that revision, as many as `page_items` items, and `more` unless it is the last; one page comes at
+        least. Reading goes on beside writes. Close the generator (`contextlib.aclosing`) when leaving it early.
+
+        Raises:
+            HoldfastError: CONFLICT if the store gave up the revision before all was read: begin again, and read faster.
+        """
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         """Apply all operations if all conditions hold, else nothing. Durable when it returns.
