@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.metadata.checks import (
@@ -39,7 +39,10 @@ from holdfast_core.runtime.metadata.terms import LeaseTerms
 
 
 class MetadataTables:
-    """The store without its calls: everything happens at once. `now` and `peek` are for a checker that asks nobody."""
+    """The store without its calls: everything happens at once. `now` and `peek` are for a checker that asks nobody.
+
+    `observers` hear of every change at the moment it is made.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin empty, at revision 1 as etcd does."""
@@ -52,6 +55,7 @@ class MetadataTables:
         self._lease_ids = itertools.count(1)
         self.hub = WatchHub()
         self._timer: asyncio.TimerHandle | None = None
+        self.observers: list[Callable[[WatchBatch], None]] = []
 
     @property
     def revision(self) -> int:
@@ -87,6 +91,13 @@ class MetadataTables:
                 )
         self._change(operations)
         return TxnResult(True, self._revision)
+
+    def scan(self, prefixes: Sequence[bytes], *, page_items: int) -> list[Snapshot]:
+        """Return the pages of everything below prefixes, which do not overlap."""
+        listing = self.snapshot(prefixes)
+        cuts = range(0, max(1, len(listing.items)), page_items)
+        last = cuts[-1]
+        return [Snapshot(listing.revision, listing.items[at : at + page_items], more=at != last) for at in cuts]
 
     def grant(self, ttl_s: float) -> int:
         """Begin a lease."""
@@ -151,7 +162,10 @@ class MetadataTables:
                 deletes.append(operation.key)
         if puts or deletes:
             self._revision = revision
-            self.hub.publish([WatchBatch(revision, tuple(puts), tuple(deletes))])
+            batch = WatchBatch(revision, tuple(puts), tuple(deletes))
+            self.hub.publish([batch])
+            for observer in self.observers:
+                observer(batch)
 
     def _place(self, key: bytes, before: KeyValue | None, item: KeyValue | None) -> None:
         if before is not None and before.lease_id:
@@ -221,6 +235,15 @@ class MemoryMetadata:
         start, behind = prefix_bytes(prefix), prefix_bytes(after)
         await self._enter()
         return self.tables.page(start, after=behind, limit=limit)
+
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        """See `MetadataStore.scan`."""
+        check_page(limit=page_items)
+        covering = covering_prefixes(prefixes)
+        await self._enter()
+        for page in self.tables.scan(covering, page_items=page_items):
+            yield page
+            await self._enter()
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
         """See `MetadataStore.txn`."""

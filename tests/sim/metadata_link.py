@@ -76,6 +76,14 @@ class MetadataLink:
         start, behind = prefix_bytes(prefix), prefix_bytes(after)
         return await self._ask(lambda: self._tables.page(start, after=behind, limit=limit))
 
+    async def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        """See `MetadataStore.scan`."""
+        check_page(limit=page_items)
+        covering = covering_prefixes(prefixes)
+        for page in await self._ask(lambda: self._tables.scan(covering, page_items=page_items)):
+            yield page
+            await self._ask(lambda: None)
+
     async def grant_lease(self, ttl_s: float) -> int:
         """See `MetadataStore.grant_lease`."""
         check_ttl(ttl_s)

@@ -1,0 +1,217 @@
+"""Storage nodes of the simulated world: the product's own parts over a simulated disk and network."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, ParamSpec, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.logs import get_log
+from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
+from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_storagenode.access import AccessControl
+from holdfast_storagenode.cluster import ClusterKnowledge
+from holdfast_storagenode.datadir import Identity
+from holdfast_storagenode.heartbeats import Heartbeats
+from holdfast_storagenode.metrics import NodeMetrics
+from holdfast_storagenode.segments.observer import StoreObserver
+from holdfast_storagenode.service import BlockService, NodeView
+from holdfast_storagenode.store import BlockStore, PartitionOf
+from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
+from tests.sim.coordinators import SimEndpoints
+from tests.sim.disk import Disk, SimStore
+from tests.sim.network import Network
+from tests.sim.rpc import SimServer, address_of
+from tests.sim.world import Process, World
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_CLUSTER: Final = "cluster"
+# Counters of one process of the machine that simulates: nothing in a history depends on them.
+_METRICS: Final = NodeMetrics(CollectorRegistry(), get_log("storagenode"))
+
+
+class SimExecutor:
+    """Runs what blocks at once, after a moment now and then: as `Workers`."""
+
+    def __init__(self, process: Process, dice: random.Random) -> None:
+        """Work for one process."""
+        self._process = process
+        self._dice = dice
+
+    async def run(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """See `Workers.run`."""
+        if self._dice.random() < 0.3:
+            await self._process.sleep(self._dice.uniform(0.0001, 0.003))
+        self._process.check_alive()
+        return function(*args, **kwargs)
+
+    async def run_and_settle(
+        self, function: Callable[Arguments, Future[Result]], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """See `Workers.run_and_settle`."""
+        return await asyncio.wrap_future(await self.run(function, *args, **kwargs))
+
+
+class SimHome:
+    """What a node keeps over restarts, on a simulated disk: as `NodeHome`."""
+
+    def __init__(self, identity: Identity, disk: Disk, process: Process, dice: random.Random) -> None:
+        """Open the disk for one process."""
+        self.identity = identity
+        self._disk = disk
+        self._process = process
+        self._dice = dice
+
+    def load_cluster(self) -> HeartbeatResponse | None:
+        """See `NodeHome`."""
+        saved = self._disk.saved.get(_CLUSTER)
+        return None if saved is None else HeartbeatResponse.FromString(saved)
+
+    def save_cluster(self, known: HeartbeatResponse) -> None:
+        """See `NodeHome`."""
+        self._process.check_alive()
+        self._disk.saved[_CLUSTER] = known.SerializeToString()
+
+    def capacity_bytes(self) -> int:
+        """See `NodeHome`."""
+        return self._disk.capacity_bytes
+
+    def open_store(self, partition_of: PartitionOf, observer: StoreObserver) -> BlockStore:
+        """See `NodeHome`."""
+        return SimStore(self._disk, self._process, partition_of, self._dice)
+
+    def close(self) -> None:
+        """See `NodeHome`."""
+
+
+class NodeHost:
+    """A machine with a disk on which a storage node runs, crashes and is started again."""
+
+    def __init__(self, world: World, name: str, network: Network, coordinators: Sequence[str], *, zone: str) -> None:
+        """Have nothing running yet."""
+        self._world = world
+        self.name = name
+        self.zone = zone
+        self.disk = Disk()
+        self._network = network
+        self._coordinators = coordinators
+        self._dice = world.random(name)
+        self._incarnation = self._dice.randbytes(16)
+        self.process: Process | None = None
+        self.skew_ms = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether a node runs there."""
+        return self.process is not None and self.process.alive
+
+    def start(self) -> None:
+        """Start the node on its disk."""
+        process = Process(self._world, self.name, skew_ms=self.skew_ms)
+        self.process = process
+        self._world.note(self.name, "starts")
+        home = SimHome(Identity(self.name, self._incarnation), self.disk, process, self._dice)
+        node = _SimNode(process, home, self._network, self._coordinators, self.zone, self._dice)
+        process.spawn(node.run())
+
+    def crash(self, partition_of: PartitionOf, *, rebuild: bool = False) -> None:
+        """End the node here and now; `rebuild` costs it its index."""
+        if self.process is not None and self.process.alive:
+            self.process.crash()
+            self.disk.lose_power(self._dice, partition_of, rebuild=rebuild)
+
+    def lose(self) -> None:
+        """Lose the machine with its disk; what is started in its place is new."""
+        if self.process is not None and self.process.alive:
+            self.process.crash()
+        self.disk.wipe()
+
+
+class _SimNode:
+    """One life of a node."""
+
+    def __init__(
+        self,
+        process: Process,
+        home: SimHome,
+        network: Network,
+        coordinators: Sequence[str],
+        zone: str,
+        dice: random.Random,
+    ) -> None:
+        self._process = process
+        self._home = home
+        self._zone = zone
+        self._network = network
+        self._workers: Any = SimExecutor(process, dice)
+        self._cluster = ClusterKnowledge()
+        self._store: BlockStore | None = None
+        self._endpoints = SimEndpoints(process, coordinators, network)
+
+    async def run(self) -> None:
+        """Serve and beat until something fails for good."""
+        saved = self._home.load_cluster()
+        if saved is not None:
+            self._cluster.take(saved)
+        self._open_store()
+        view = NodeView(
+            store=self._opened,
+            partition_of=self._cluster.partition_of,
+            layout_epoch=lambda: self._cluster.layout_epoch,
+            status=self._status,
+        )
+        server = SimServer(self._process)
+        access = AccessControl(self._cluster, self._process.clock)
+        server.add(add_block_service, BlockService(view, access, self._workers, _METRICS), SERVICE_NAME)
+        server.start()
+        beats = Heartbeats(
+            self._endpoints,
+            incarnation=self._home.identity.incarnation,
+            interval_s=None,
+            status=lambda: self._workers.run(self._status),
+            learn=self._learn,
+            waiting=lambda: self._cluster.layout is None,
+            clock=self._process.clock,
+            log=get_log("storagenode"),
+        )
+        await beats.run()
+
+    async def _learn(self, response: HeartbeatResponse) -> bool:
+        news = self._cluster.judge(response)
+        if self._store is not None:
+            self._store.learn_epoch(response.collection_epoch)
+        if news is None:
+            return False
+        self._home.save_cluster(news)
+        self._cluster.take(news)
+        self._open_store()
+        return True
+
+    def _open_store(self) -> None:
+        layout = self._cluster.layout
+        if self._store is None and layout is not None:
+            self._store = self._home.open_store(layout.partition_of, StoreObserver())
+
+    def _opened(self) -> BlockStore:
+        if self._store is None:
+            raise HoldfastError(ErrorCode.NOT_READY, "no layout yet")
+        return self._store
+
+    def _status(self) -> NodeStatus:
+        return NodeStatus(
+            node_id=self._process.name,
+            address=address_of(self._process.name),
+            zone=self._zone,
+            capacity_bytes=self._home.capacity_bytes(),
+            up=True,
+            layout_epoch=self._cluster.layout_epoch,
+        )
