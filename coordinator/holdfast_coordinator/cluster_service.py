@@ -11,13 +11,17 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.access.call import Call, current_call
 from holdfast_coordinator.bootstrap import Cluster
 from holdfast_coordinator.grants import without_counters
-from holdfast_coordinator.healing.heartbeats import Heartbeats
-from holdfast_coordinator.layouts import Layouts, partitions_without_quorum, waiting_for_nodes
+from holdfast_coordinator.healing.condition import condition_of
+from holdfast_coordinator.healing.history import read_history
+from holdfast_coordinator.healing.nodes import NodeChange
+from holdfast_coordinator.healing.parts import HealingParts
+from holdfast_coordinator.layouts import partitions_without_quorum, waiting_for_nodes
 from holdfast_coordinator.membership import check_speaks_for, of_node
 from holdfast_coordinator.records import count, each, parse
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.names import split_ids
+from holdfast_core.model.layout import LayoutPlan
+from holdfast_core.model.names import check_name, split_ids
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1 import cluster_pb2 as pb
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceServicer
@@ -38,15 +42,15 @@ class ClusterService(ClusterServiceServicer):
         store: MetadataStore,
         cluster: Cluster,
         view: ClusterView,
-        heartbeats: Heartbeats,
-        layouts: Layouts,
+        healing: HealingParts,
     ) -> None:
         """Bind to the logic."""
         self._store = store
         self._cluster = cluster
         self._view = view
-        self._heartbeats = heartbeats
-        self._layouts = layouts
+        self._heartbeats = healing.heartbeats
+        self._layouts = healing.layouts
+        self._nodes = healing.nodes
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
         """Register a node and keep its lease; the node that completes the first layout's number makes it form."""
@@ -74,14 +78,7 @@ class ClusterService(ClusterServiceServicer):
     async def PlanLayout(self, request: pb.PlanLayoutRequest, context: Context) -> pb.PlanLayoutResponse:
         """Compute the next layout; change nothing."""
         current_call().require(_CLUSTER)
-        plan = await self._layouts.plan(request.remove_node_ids)
-        return pb.PlanLayoutResponse(
-            layout=plan.layout.to_message(),
-            previous_epoch=plan.previous_epoch,
-            slots_moved=plan.slots_moved,
-            slots_total=plan.slots_total,
-            explanation=plan.explanation,
-        )
+        return plan_message(await self._layouts.plan(request.remove_node_ids))
 
     async def ApplyLayout(self, request: pb.ApplyLayoutRequest, context: Context) -> pb.ApplyLayoutResponse:
         """Apply the plan by one compare-and-swap on the epoch."""
@@ -89,6 +86,35 @@ class ClusterService(ClusterServiceServicer):
         call.require(_CLUSTER)
         layout = await self._layouts.apply(request.previous_epoch, request.remove_node_ids, call.entry)
         return pb.ApplyLayoutResponse(layout=layout.to_message())
+
+    async def SetNode(self, request: pb.SetNodeRequest, context: Context) -> pb.SetNodeResponse:
+        """Drain a node, take it back, or change its weight."""
+        call = current_call()
+        node_id = check_name(request.node_id, "node name")
+        call.require(of_node(node_id))
+        change = NodeChange(
+            draining=request.draining if request.HasField("draining") else None,
+            weight_bytes=request.weight_bytes if request.HasField("weight_bytes") else None,
+        )
+        decision = await self._nodes.change(node_id, change, call.entry, dry_run=request.dry_run)
+        return pb.SetNodeResponse(
+            plan=None if decision.plan is None else plan_message(decision.plan), applied=decision.applied
+        )
+
+    async def RemoveNode(self, request: pb.RemoveNodeRequest, context: Context) -> pb.RemoveNodeResponse:
+        """Remove a node that owns nothing."""
+        call = current_call()
+        node_id = check_name(request.node_id, "node name")
+        call.require(of_node(node_id))
+        await self._nodes.remove(node_id, call.entry, lost=request.lost)
+        return pb.RemoveNodeResponse()
+
+    async def GetLayoutHistory(
+        self, request: pb.GetLayoutHistoryRequest, context: Context
+    ) -> pb.GetLayoutHistoryResponse:
+        """Say how layouts followed one another."""
+        current_call().filtered(_CLUSTER)
+        return pb.GetLayoutHistoryResponse(changes=await read_history(self._store))
 
     async def WatchCluster(
         self, request: pb.WatchClusterRequest, context: Context
@@ -133,11 +159,10 @@ class ClusterService(ClusterServiceServicer):
         call.filtered(_CLUSTER)
         state = await self._view.fresh()
         newest = state.layout_set.newest
-        sentence = self._sentence(state)
         space = call.of.space
         return pb.GetClusterStatusResponse(
             cluster_id=self._cluster.record.cluster_id,
-            state=sentence,
+            state=condition_of(state, self._cluster),
             writable=newest is not None and not partitions_without_quorum(newest, state.up),
             layout_epoch=newest.epoch if newest else 0,
             replicas=self._cluster.record.replicas,
@@ -154,19 +179,16 @@ class ClusterService(ClusterServiceServicer):
             living += not parse(item, PointRecord).message.forgotten
         return living
 
-    def _sentence(self, state: ClusterState) -> str:
-        """Say in one sentence how the cluster stands; "ready" if there is nothing to say."""
-        layout = state.layout_set.newest
-        if layout is None:
-            return waiting_for_nodes(state, self._cluster)
-        down = sorted({node.node_id for node in layout.nodes} - state.up)
-        without = partitions_without_quorum(layout, state.up)
-        if without:
-            return (
-                f"{without} of {layout.partitions} partitions have fewer than {layout.write_quorum} owners up; writes "
-                f"there wait for {', '.join(down)}"
-            )
-        return "ready"
+
+def plan_message(plan: LayoutPlan) -> pb.PlanLayoutResponse:
+    """Return a plan as it travels. Pure."""
+    return pb.PlanLayoutResponse(
+        layout=plan.layout.to_message(),
+        previous_epoch=plan.previous_epoch,
+        slots_moved=plan.slots_moved,
+        slots_total=plan.slots_total,
+        explanation=plan.explanation,
+    )
 
 
 def shown_nodes(call: Call, state: ClusterState) -> Sequence[NodeStatus]:

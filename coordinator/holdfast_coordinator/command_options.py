@@ -43,6 +43,15 @@ Partitions: TypeAlias = Annotated[
         envvar="HOLDFAST_PARTITIONS", help="Partitions, a power of two, fixed when the cluster is made (4096)."
     ),
 ]
+OutAfter: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        envvar="HOLDFAST_OUT_AFTER",
+        metavar="SECONDS",
+        min=1.0,
+        help="Time that a node is down before its data is put on the others.",
+    ),
+]
 MasterKey: TypeAlias = Annotated[
     str | None,
     typer.Option(

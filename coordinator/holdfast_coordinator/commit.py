@@ -132,9 +132,7 @@ class Commits:
             async def check(barrier: Barrier, damaged: frozenset[bytes], stored: ObjectRecord = stored) -> Findings:
                 return await barrier.check_object(stored, damaged)
 
-            checked = await self._durability.still(
-                checked, check, collection_epoch=session.message.collection_epoch
-            )
+            checked = await self._durability.still(checked, check, collection_epoch=session.message.collection_epoch)
             if checked is None:
                 continue
             stored.stats.under_replicated_blocks = checked.findings.under_replicated

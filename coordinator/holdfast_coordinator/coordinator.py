@@ -27,12 +27,12 @@ from holdfast_coordinator.audit.segments import SegmentBlocks
 from holdfast_coordinator.audit.service import AuditService
 from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
-from holdfast_coordinator.healing.heartbeats import Heartbeats
+from holdfast_coordinator.healing.condition import at_risk_of
+from holdfast_coordinator.healing.duties import Duty
+from holdfast_coordinator.healing.parts import HealingParts, HealingSettings, healing_parts
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.keys.service import KeyService
-from holdfast_coordinator.layouts import Layouts
-from holdfast_coordinator.membership import Membership
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.records import count
 from holdfast_coordinator.state_service import StateService
@@ -43,7 +43,8 @@ from holdfast_coordinator.usage_count import count_usage
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing, TenantSecrets
-from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S, NODE_LEASE_TTL_S, SESSION_TTL_S
+from holdfast_core.model.limits import SESSION_TTL_S
+from holdfast_core.runtime.background import run_workers
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.calls import Guard
@@ -81,8 +82,7 @@ class CoordinatorSettings:
         metrics_bind: HOST:PORT of the metrics page, None for none.
         options: what the operator said of the cluster.
         session_ttl_s: time without a keep-alive after which a session lapses.
-        node_lease_ttl_s: time without a heartbeat after which a node is down.
-        heartbeat_interval_s: time between heartbeats that nodes are asked for.
+        healing: how nodes are looked after.
         static_tokens: tokens that the operator gave by files; the policy neither makes nor takes what they hold.
         plaintext_on_network: whether any address may be served without TLS.
     """
@@ -92,8 +92,7 @@ class CoordinatorSettings:
     metrics_bind: str | None = None
     options: ClusterOptions = field(default_factory=ClusterOptions)
     session_ttl_s: float = SESSION_TTL_S
-    node_lease_ttl_s: float = NODE_LEASE_TTL_S
-    heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S
+    healing: HealingSettings = field(default_factory=HealingSettings)
     static_tokens: tuple[StaticToken, ...] = ()
     plaintext_on_network: bool = False
 
@@ -111,6 +110,7 @@ class _Parts:
     refusals: RefusalCounts
     reader: AuditReader
     sealing: Sealing
+    healing: HealingParts
 
 
 class Coordinator:
@@ -208,6 +208,7 @@ class Coordinator:
             background.cancel()
             await asyncio.wait([background])
         if self._parts is not None:
+            await self._parts.healing.lease.close()
             await self._parts.ledger.close()
         await self._pool.close()
         if background is not None and not background.cancelled() and (failure := background.exception()):
@@ -261,7 +262,22 @@ class Coordinator:
             refusals=RefusalCounts(ledger, self._registry, clock=self._clock, random_bytes=self._random_bytes),
             reader=reader,
             sealing=Sealing(self._store, reader, segments, clock=self._clock, metrics=audit_metrics),
+            healing=healing_parts(
+                self._store,
+                cluster,
+                chain,
+                self._view,
+                ledger=ledger,
+                clock=self._clock,
+                random_bytes=self._random_bytes,
+                settings=self._settings.healing,
+                duties=self._duties(),
+            ),
         )
+
+    def _duties(self) -> tuple[Duty, ...]:
+        """Return what the steward has to see to from time to time."""
+        return ()
 
     def _make_ledger(self, chain: KeyChain, metrics: AuditMetrics) -> Ledger:
         return Ledger(
@@ -287,7 +303,6 @@ class Coordinator:
 
     def _add_services(self, host: ServiceHost, parts: _Parts) -> None:
         settings = self._settings
-        layouts = Layouts(self._view, parts.cluster, ledger=parts.ledger)
         host.add(
             add_StateServiceServicer_to_server,
             StateService(parts.cluster, self._view, metrics=self._metrics, encrypted=settings.tls is not None),
@@ -299,16 +314,7 @@ class Coordinator:
                 self._store,
                 parts.cluster,
                 self._view,
-                Heartbeats(
-                    self._store,
-                    parts.chain,
-                    self._view,
-                    Membership(self._store, self._clock, ledger=parts.ledger, lease_ttl_s=settings.node_lease_ttl_s),
-                    layouts,
-                    clock=self._clock,
-                    interval_s=settings.heartbeat_interval_s,
-                ),
-                layouts,
+                parts.healing,
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],
@@ -365,8 +371,9 @@ class Coordinator:
             group.create_task(parts.access.run())
             group.create_task(parts.refusals.run())
             group.create_task(parts.sealing.run())
+            group.create_task(run_workers(parts.healing.workers, self._clock, get_log("coordinator")))
             group.create_task(self._log_changes())
-            group.create_task(self._count(parts.tenants))
+            group.create_task(self._count(parts))
 
     async def _log_changes(self) -> None:
         """Say in the log when a node comes, goes or fills up, and when the layout changes."""
@@ -384,12 +391,12 @@ class Coordinator:
                 epoch = newest.epoch
                 log.info("layout", epoch=epoch, nodes=len(newest.nodes), living=len(state.layout_set.layouts))
 
-    async def _count(self, tenants: Tenants) -> None:
+    async def _count(self, parts: _Parts) -> None:
         """Keep the gauges of the cluster's state fresh; while the store is away they keep what they showed last."""
         while True:
             try:
                 sessions_open = 0
-                for record in tenants.names().values():
+                for record in parts.tenants.names().values():
                     space = keyspace.TenantKeyspace(record.tenant)
                     sessions_open += await count(self._store, space.sessions_prefix)
             except HoldfastError as error:
@@ -403,6 +410,10 @@ class Coordinator:
                     nodes_up=len(state.up),
                     nodes_down=len(state.nodes) - len(state.up),
                     nodes_full=sum(node.up and node.full for node in state.nodes),
+                    nodes_out=sum(node.state.out for node in state.nodes),
                     layout_epoch=newest.epoch if newest else 0,
+                    layouts_living=len(state.layout_set.layouts),
+                    partitions_at_risk=at_risk_of(state),
+                    is_steward=parts.healing.lease.term > 0,
                 )
             await self._clock.sleep(_COUNTING_INTERVAL_S)

@@ -75,15 +75,33 @@ class Damage:
                 ErrorCode.LIMIT_EXCEEDED, f"{len(block_ids)} ids were reported; {IDS_PER_REQUEST_MAX} at most"
             )
         layouts = (await self._view.current_layouts()).layouts
+        lost = await self._lost(block_ids, layouts)
+        if lost:
+            named = await self._scope.named(lost, walks, layouts)
+            lost = [block_id for block_id in lost if block_id in named]
+        return await self._record(lost, resource_id, entry)
+
+    async def confirm(self, block_ids: Sequence[bytes], entry: Entry) -> int:
+        """Record those ids that every owner confirms as lost, as `report` does, for who has met them in trees.
+
+        They are recorded with the action of `entry` in place of a point or object: a collection knows of none.
+
+        Raises:
+            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name.
+        """
+        layouts = (await self._view.current_layouts()).layouts
+        return await self._record(await self._lost(block_ids, layouts), entry.action, entry)
+
+    async def _lost(self, block_ids: Sequence[bytes], layouts: Sequence[Layout]) -> list[bytes]:
+        """Return the ids of which every owner has said that it has no good bytes."""
         good, silent = await self._ask(block_ids, layouts)
-        lost = [
+        return [
             block_id
             for block_id in dict.fromkeys(block_ids)
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
-        if lost:
-            named = await self._scope.named(lost, walks, layouts)
-            lost = [block_id for block_id in lost if block_id in named]
+
+    async def _record(self, lost: Sequence[bytes], resource_id: str, entry: Entry) -> int:
         marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
         entry.details["blocks"] = str(len(marks))
         if marks:

@@ -28,6 +28,7 @@ digits, so that keys sort by it; names and ids hold no slash (`holdfast_core.mod
 | `layout/grant` | GrantRecord; written by the transaction that ends older epochs | |
 | `layout-history/EPOCH` | LayoutChange | |
 | `steward` | name of the coordinator that is steward | steward |
+| `duties/DUTY` | decimal Unix time of its last run, milliseconds | |
 | `collection/running` | CollectionReport of the collection under way | collector |
 | `collection/last` | CollectionReport of the last one | |
 | `collection/planned` | CollectionReport of the last dry run | |
@@ -74,6 +75,7 @@ COLLECTION_RUNNING: Final = _ROOT + "collection/running"
 COLLECTION_LAST: Final = _ROOT + "collection/last"
 COLLECTION_PLANNED: Final = _ROOT + "collection/planned"
 STEWARD: Final = _ROOT + "steward"
+DUTIES_PREFIX: Final = _ROOT + "duties/"
 LAYOUT_PREFIX: Final = _ROOT + "layout/"
 LAYOUT_HEAD: Final = LAYOUT_PREFIX + "head"
 LAYOUT_EPOCHS_PREFIX: Final = LAYOUT_PREFIX + "epochs/"
@@ -154,6 +156,11 @@ def node_state(node_id: str) -> str:
 def layout_history(epoch: int) -> str:
     """Key of the account of how one layout came."""
     return f"{LAYOUT_HISTORY_PREFIX}{epoch:020d}"
+
+
+def duty(name: str) -> str:
+    """Key of when a duty was last run."""
+    return DUTIES_PREFIX + name
 
 
 class TenantKeyspace:

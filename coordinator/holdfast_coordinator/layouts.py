@@ -1,41 +1,57 @@
-"""The layout: the first one forms by itself, every later one by an explicit plan and one compare-and-swap.
+"""The layout: the first one forms by itself; every later one is a plan and one compare-and-swap on the whole set.
 
-Old epochs stay alive, newest first, until repair has moved what they own (DESIGN section 6); so the number of changes
-is bounded here rather than the number of living layouts left to grow without one.
+Old epochs stay alive, newest first, until all that they held is where the newest one wants it (docs/healing.md).
+Who gives a layout its nodes is `healing.members`'s business; who asks for one is the operator, a change of a node's
+state, or the steward.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.bootstrap import Cluster
+from holdfast_coordinator.healing.history import layout_change, record_change
+from holdfast_coordinator.healing.members import all_members, is_left_out
 from holdfast_coordinator.transactions import Outcome
 from holdfast_coordinator.view import ClusterState, ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout, LayoutNode, LayoutPlan, plan_layout
 from holdfast_core.model.limits import MESSAGE_BYTES_MAX
+from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import Absent, Condition, ModRevisionIs, Operation, Put
-from holdfast_proto.v1.records_pb2 import NodeRecord
 
 # Every Begin carries all living layouts, 24 KiB each with the default partitions.
 LIVING_LAYOUTS_MAX: Final = 32
 LIVING_LAYOUTS_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
 
+Computing: TypeAlias = Callable[[Callable[[], LayoutPlan]], Awaitable[LayoutPlan]]
+"""Runs a computation that takes a while, beside the event loop."""
+
 
 class Layouts:
     """Plans layouts and makes them the newest."""
 
-    def __init__(self, view: ClusterView, cluster: Cluster, *, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        view: ClusterView,
+        cluster: Cluster,
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        computing: Computing = asyncio.to_thread,
+    ) -> None:
         """Bind to the ledger and to the copy."""
         self._ledger = ledger
         self._view = view
         self._cluster = cluster
+        self._clock = clock
+        self._computing = computing
 
     async def form_first(self, entry: Entry) -> None:
         """Make the first layout if there is none and enough nodes have registered; of several callers one succeeds.
@@ -46,9 +62,10 @@ class Layouts:
         if self._view.state.layout_set.layouts:
             return
         state = await self._view.fresh()
-        if state.layout_set.layouts or len(state.records) < self._cluster.nodes_needed:
+        members = all_members(state.records, state.states)
+        if state.layout_set.layouts or len(members) < self._cluster.nodes_needed:
             return
-        plan = await self._planned(state, ())
+        plan = await self.plan_over(None, members)
         own = replace(
             entry,
             principal="coordinator",
@@ -60,7 +77,7 @@ class Layouts:
             details={},
             written=False,
         )
-        await self._make_newest(state.layout_set, plan.layout, own)
+        await self.make_newest(state.layout_set, plan, own, reason="first layout")
         await self._view.fresh()
 
     async def plan(self, remove_node_ids: Sequence[str]) -> LayoutPlan:
@@ -87,48 +104,84 @@ class Layouts:
         if newest and plan.layout.nodes == newest.nodes and plan.layout.owners == newest.owners:
             entry.repeated()
             return newest
-        _check_room(state.layout_set, plan.layout)
-        outcome = await self._make_newest(state.layout_set, plan.layout, entry)
+        check_room(state.layout_set, plan.layout)
+        outcome = await self.make_newest(state.layout_set, plan, entry, reason="operator")
         after = (await self._view.fresh()).layout_set.newest
         if outcome is Outcome.APPLIED:
             return plan.layout
         raise _conflict(previous_epoch, after.epoch if after else 0)
 
+    async def plan_over(self, newest: Layout | None, members: Sequence[LayoutNode]) -> LayoutPlan:
+        """Return the plan of the layout over exactly these nodes.
+
+        Raises:
+            HoldfastError: NOT_READY if they are too few.
+        """
+        record = self._cluster.record
+        if len(members) < record.replicas:
+            raise HoldfastError(
+                ErrorCode.NOT_READY,
+                f"{len(members)} nodes cannot keep {record.replicas} replicas; register more nodes first",
+            )
+        # Planning many partitions takes a while of pure computing; heartbeats go on meanwhile.
+        return await self._computing(
+            lambda: plan_layout(newest, members, record.replicas, seed=record.seed, partitions=record.partitions)
+        )
+
+    async def make_newest(
+        self,
+        before: LayoutSet,
+        plan: LayoutPlan,
+        entry: Entry,
+        *,
+        reason: str,
+        conditions: Sequence[Condition] = (),
+        operations: Sequence[Operation] = (),
+    ) -> Outcome:
+        """Make a plan the newest layout, on condition that the layout set is `before`, with all that goes with it."""
+        entry.details["epoch"] = str(plan.layout.epoch)
+        change = layout_change(before.newest, plan, reason=reason, now_unix_ms=self._clock.now_unix_ms())
+        key = keyspace.layout_epoch(plan.layout.epoch)
+        return await self._ledger.apply(
+            entry,
+            [ModRevisionIs(keyspace.LAYOUT_HEAD, before.revision), Absent(key), *conditions],
+            [
+                Put(keyspace.LAYOUT_HEAD, str(plan.layout.epoch).encode()),
+                Put(key, plan.layout.to_message().SerializeToString()),
+                *record_change(change),
+                *operations,
+            ],
+        )
+
     async def _planned(self, state: ClusterState, remove_node_ids: Sequence[str]) -> LayoutPlan:
         for node_id in remove_node_ids:
             if node_id not in state.records:
                 raise HoldfastError(ErrorCode.NOT_FOUND, f"there is no node {node_id} to leave out")
-        nodes = layout_nodes(state.records, remove_node_ids)
-        replicas = self._cluster.record.replicas
-        if len(nodes) < replicas:
-            raise HoldfastError(
-                ErrorCode.NOT_READY, f"{len(nodes)} nodes cannot keep {replicas} replicas; register more nodes first"
-            )
-        # Planning many partitions takes a while of pure computing; heartbeats go on meanwhile.
-        return await asyncio.to_thread(
-            plan_layout,
-            state.layout_set.newest,
-            nodes,
-            replicas,
-            seed=self._cluster.record.seed,
-            partitions=self._cluster.record.partitions,
+        states = state.states
+        plan = await self.plan_over(
+            state.layout_set.newest, all_members(state.records, states, leave_out=remove_node_ids)
         )
-
-    async def _make_newest(self, before: LayoutSet, layout: Layout, entry: Entry) -> Outcome:
-        key = keyspace.layout_epoch(layout.epoch)
-        entry.details["epoch"] = str(layout.epoch)
-        conditions: list[Condition] = [ModRevisionIs(keyspace.LAYOUT_HEAD, before.revision), Absent(key)]
-        operations: list[Operation] = [
-            Put(keyspace.LAYOUT_HEAD, str(layout.epoch).encode()),
-            Put(key, layout.to_message().SerializeToString()),
+        left_out = [
+            f"{node_id} is {'draining' if decided.draining else 'out'} and owns nothing"
+            for node_id, decided in sorted(states.items())
+            if is_left_out(decided) and node_id not in remove_node_ids
         ]
-        return await self._ledger.apply(entry, conditions, operations)
+        return replace(plan, explanation=(*plan.explanation, *left_out))
 
 
-def _check_room(living: LayoutSet, new: Layout) -> None:
-    """Check that a grant still holds all living layouts with one more. Raises LIMIT_EXCEEDED."""
-    total = sum(len(layout.owners) for layout in (*living.layouts, new))
-    if len(living.layouts) >= LIVING_LAYOUTS_MAX or total > LIVING_LAYOUTS_BYTES_MAX:
+def has_room(living: LayoutSet, new: Layout, *, reserve: int = 0) -> bool:
+    """Return whether a grant still holds all living layouts with one more, and `reserve` others after it. Pure."""
+    total = sum(len(layout.owners) for layout in living.layouts) + len(new.owners) * (1 + reserve)
+    return len(living.layouts) + reserve < LIVING_LAYOUTS_MAX and total <= LIVING_LAYOUTS_BYTES_MAX
+
+
+def check_room(living: LayoutSet, new: Layout) -> None:
+    """Check that one more layout may live.
+
+    Raises:
+        HoldfastError: LIMIT_EXCEEDED.
+    """
+    if not has_room(living, new):
         raise HoldfastError(
             ErrorCode.LIMIT_EXCEEDED,
             f"{len(living.layouts)} layouts are alive, as many as allowed; old ones must settle first",
@@ -141,15 +194,6 @@ def _conflict(previous_epoch: int, epoch: int) -> HoldfastError:
         f"the newest layout has epoch {epoch}, the plan starts from {previous_epoch}; plan again and look at it",
         facts={"epoch": str(epoch)},
     )
-
-
-def layout_nodes(records: Mapping[str, NodeRecord], leave_out: Sequence[str]) -> list[LayoutNode]:
-    """Return the registered nodes as a layout knows them, by name. Pure."""
-    return [
-        LayoutNode(node_id=record.node_id, zone=record.zone, capacity_bytes=record.capacity_bytes)
-        for node_id, record in sorted(records.items())
-        if node_id not in leave_out
-    ]
 
 
 def check_accepts_writes(state: ClusterState, cluster: Cluster) -> None:
@@ -170,8 +214,8 @@ def check_accepts_writes(state: ClusterState, cluster: Cluster) -> None:
 def waiting_for_nodes(state: ClusterState, cluster: Cluster) -> str:
     """Say in one sentence what the first layout waits for. Pure."""
     return (
-        f"{len(state.records)} of {cluster.nodes_needed} storage nodes have registered; writes begin when all have "
-        "and the first layout has formed"
+        f"{len(all_members(state.records, state.states))} of {cluster.nodes_needed} storage nodes have registered; "
+        "writes begin when all have and the first layout has formed"
     )
 
 

@@ -18,9 +18,11 @@ from holdfast_coordinator import command_options as opt
 from holdfast_coordinator.access.identity import StaticToken, admin_token, node_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.healing.parts import HealingSettings
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.master_key import make_directory, open_master_keys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import NODE_OUT_AFTER_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import Credential
@@ -58,6 +60,7 @@ def command(
     nodes: opt.Nodes = None,
     replicas: opt.Replicas = None,
     partitions: opt.Partitions = None,
+    out_after: opt.OutAfter = NODE_OUT_AFTER_S,
     master_key: opt.MasterKey = None,
     old_master_key: opt.OldMasterKey = None,
     create_master_key: opt.CreateMasterKey = False,
@@ -77,6 +80,7 @@ def command(
         tls=tls_files(ca=tls_ca, cert=tls_cert, key=tls_key),
         metrics_bind=metrics,
         options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
+        healing=HealingSettings(out_after_s=out_after),
         static_tokens=_static_tokens(data, admin=admin_token_file, node=node_token_file),
         plaintext_on_network=insecure_plaintext_on_network,
     )

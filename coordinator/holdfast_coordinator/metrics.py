@@ -44,6 +44,15 @@ class CoordinatorMetrics:
         self._layout_epoch = Gauge(
             "holdfast_layout_epoch", "Newest layout epoch; 0 before the first.", registry=registry
         )
+        self._layouts_living = Gauge(
+            "holdfast_layouts_living", "Layout epochs that are alive; 1 once all has settled.", registry=registry
+        )
+        self._partitions_at_risk = Gauge(
+            "holdfast_partitions_at_risk",
+            "Copies of partitions whose former owners cannot be reached, as the nodes report them.",
+            registry=registry,
+        )
+        self._steward = Gauge("holdfast_steward", "Whether this coordinator is the steward.", registry=registry)
         self._barrier_seconds = Histogram(
             "holdfast_barrier_seconds",
             "Time that a commit waited for the check that all it names is durable.",
@@ -68,12 +77,27 @@ class CoordinatorMetrics:
         """Count a session."""
         self._sessions_begun.labels(kind).inc()
 
-    def seen(self, *, sessions_open: int, nodes_up: int, nodes_down: int, nodes_full: int, layout_epoch: int) -> None:
-        """Take over what was counted; a full node counts as up too."""
+    def seen(
+        self,
+        *,
+        sessions_open: int,
+        nodes_up: int,
+        nodes_down: int,
+        nodes_full: int,
+        nodes_out: int,
+        layout_epoch: int,
+        layouts_living: int,
+        partitions_at_risk: int,
+        is_steward: bool,
+    ) -> None:
+        """Take over what was counted; a full node counts as up too, and one that is out as down where it is."""
         self._sessions_open.set(sessions_open)
-        for state, count in (("up", nodes_up), ("down", nodes_down), ("full", nodes_full)):
+        for state, count in (("up", nodes_up), ("down", nodes_down), ("full", nodes_full), ("out", nodes_out)):
             self._nodes.labels(state).set(count)
         self._layout_epoch.set(layout_epoch)
+        self._layouts_living.set(layouts_living)
+        self._partitions_at_risk.set(partitions_at_risk)
+        self._steward.set(is_steward)
 
     @contextmanager
     def barrier(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.access.identity import admin_token
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.healing.parts import HealingSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_coordinator.records import each, parse
 from holdfast_core.model.access.tokens import token_hash
@@ -251,6 +252,7 @@ async def coordinator(
     master_key: bytes = MASTER_KEY,
     session_ttl_s: float = 30.0,
     node_lease_ttl_s: float = 10.0,
+    healing: HealingSettings | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Client]:
     """Run a coordinator over the store; yields a client of it."""
@@ -260,7 +262,7 @@ async def coordinator(
         settings=CoordinatorSettings(
             options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
             session_ttl_s=session_ttl_s,
-            node_lease_ttl_s=node_lease_ttl_s,
+            healing=healing or HealingSettings(node_lease_ttl_s=node_lease_ttl_s),
             static_tokens=STATIC_TOKENS,
         ),
         random_bytes=random.Random(seed).randbytes,

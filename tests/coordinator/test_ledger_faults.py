@@ -157,6 +157,9 @@ class StormyStore:
         await self._meet({})
         return await self._store.page(prefix, after=after, limit=limit)
 
+    def scan(self, prefixes: Sequence[str], *, page_items: int) -> AsyncGenerator[Snapshot, None]:
+        return self._store.scan(prefixes, page_items=page_items)
+
     def watch(self, prefix: str) -> AsyncGenerator[WatchBatch, None]:
         return self._store.watch(prefix)
 

@@ -58,7 +58,7 @@ class SegmentBlocks:
     async def write(self, content: AuditSegmentContent, *, collection_epoch: int) -> tuple[list[bytes], int]:
         """Seal a segment's content and bring it to a write quorum of its owners, stamped with a collection epoch.
 
-        Until it is recorded, that stamp is all that keeps it from being collected: whoever records it compares the epoch.
+        Until it is recorded, that stamp alone keeps it from being collected: whoever records it compares the epoch.
 
         Returns:
             The ids of its blocks, in order, and the key epoch that they are sealed under. The same content under the

@@ -18,6 +18,7 @@ from holdfast_core.model.tree.nodes import (
     encode_node,
 )
 from holdfast_core.model.tree.objects import ObjectLeafRef, ObjectWalk, decode_object_leaf
+from holdfast_core.model.tree.roots import RootScan
 from holdfast_core.model.tree.shape import tree_height, volume_height
 from holdfast_core.model.tree.walk import (
     VolumeWalk,
@@ -36,6 +37,7 @@ __all__ = [
     "ObjectTreeBuilder",
     "ObjectWalk",
     "Place",
+    "RootScan",
     "VolumeInner",
     "VolumeLeaf",
     "VolumeTreeBuilder",

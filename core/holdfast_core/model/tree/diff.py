@@ -2,11 +2,14 @@
 
 A commit checks what these find. References that the older tree makes at the same place are left out: they are durable
 by induction. `take` hands out what was found so far, so that memory stays bounded by what one feed can bring.
+
+A collection marks what they find. It walks many trees that share much, so a walk may be told which index nodes it need
+not look at again: `known` holds those whose subtrees another walk finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 from holdfast_core.model.tree.objects import (
@@ -56,8 +59,11 @@ class DiffWalk:
         new_block_ids: blocks and bases that a slot names and that the old slot names in neither role, not yet taken.
     """
 
-    def __init__(self, new_root: bytes, new_blocks: int, old_root: bytes, old_blocks: int) -> None:
-        """Take each tree's root and its number of positions, zero blocks too."""
+    def __init__(
+        self, new_root: bytes, new_blocks: int, old_root: bytes, old_blocks: int, *, known: Container[bytes] = ()
+    ) -> None:
+        """Take each tree's root and its number of positions, zero blocks too; subtrees below `known` are passed by."""
+        self._known = known
         self._new_blocks = new_blocks
         self._old_blocks = old_blocks
         self._pending: list[_Pair] = []
@@ -99,7 +105,7 @@ class DiffWalk:
         return taken
 
     def _pend(self, pending: list[_Pair], new: VolumeRef, old: VolumeRef | None) -> None:
-        if old is None or old.node_id != new.node_id:
+        if (old is None or old.node_id != new.node_id) and new.node_id not in self._known:
             pending.append(_Pair(new, old))
 
     def _expand(self, pair: _Pair, nodes: Mapping[bytes, bytes], pending: list[_Pair]) -> None:
@@ -150,9 +156,10 @@ class ObjectScan:
         new_block_ids: blocks, not yet taken.
     """
 
-    def __init__(self, root: bytes, *, block_count: int, size_bytes: int) -> None:
-        """Take root, block count and size from the object's record."""
-        self._pending: list[ObjectRef] = object_root(root, block_count, size_bytes)
+    def __init__(self, root: bytes, *, block_count: int, size_bytes: int, known: Container[bytes] = ()) -> None:
+        """Take root, block count and size from the object's record; subtrees below `known` are passed by."""
+        self._known = known
+        self._pending = [ref for ref in object_root(root, block_count, size_bytes) if ref.node_id not in known]
         self.new_index_ids: list[bytes] = []
         self.new_block_ids: list[bytes] = []
 
@@ -179,7 +186,7 @@ class ObjectScan:
                 continue
             self.new_index_ids.append(ref.node_id)
             if ref.level:
-                pending.extend(object_children(ref, plain))
+                pending.extend(child for child in object_children(ref, plain) if child.node_id not in self._known)
             else:
                 leaf_ref = ObjectLeafRef(ref.byte_offset, ref.node_id, ref.byte_count, ref.block_count)
                 self.new_block_ids.extend(decode_object_leaf(leaf_ref, plain).block_ids)
