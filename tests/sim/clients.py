@@ -25,12 +25,13 @@ from holdfast_proto.v1 import state_pb2 as pb
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, PointRecord, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
+from holdfast_storagenode.store import kind_of
 from tests.sim.coordinators import SimEndpoints
 from tests.sim.network import Network
 from tests.sim.oracle import Content, Oracle
 from tests.sim.rpc import SimChannels, inject
 from tests.sim.uploads import BLOCK_BYTES, POSITIONS, Index, Place, Sealing, Upload, build_index
-from tests.sim.world import Process, World
+from tests.sim.world import Expected, Process, World
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Manners:
     pause_s: float = 0.0
 
 
-class GaveUp(Exception):
+class GaveUp(Expected):
     """A client left something undone; nothing is wrong with that."""
 
 
@@ -393,7 +394,7 @@ class Session:
         shunned = frozenset(damaged[at : at + 32] for at in range(0, len(damaged), 32))
         old = await self._old_index()
         self.index = build_index(self.sealing, self.content, old, shunned=shunned, deltas=self._client._dice)
-        blocks = [block for block in self.sealing.made.values() if block.kind is not Kind.INDEX]
+        blocks = [block for block in self.sealing.made.values() if kind_of(block.data) != Kind.INDEX]
         await self._client.send(self.session_id, self.upload, blocks)
 
     async def write_index(self) -> None:

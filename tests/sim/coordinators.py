@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from holdfast_coordinator.access.identity import admin_token
 from holdfast_coordinator.bootstrap import ClusterOptions, open_cluster
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
+from holdfast_coordinator.healing.parts import HealingSettings
 from holdfast_coordinator.keys.master import FileMasterKey, MasterKeys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.credentials import Credential, new_token
@@ -35,6 +36,8 @@ class Terms:
     session_ttl_s: float = 12.0
     node_lease_ttl_s: float = 6.0
     heartbeat_interval_s: float = 2.0
+    out_after_s: float = 20.0
+    steward_ttl_s: float = 5.0
 
 
 class _SimCoordinator(Coordinator):
@@ -98,8 +101,12 @@ class CoordinatorHost:
             settings=CoordinatorSettings(
                 options=self._options,
                 session_ttl_s=self._terms.session_ttl_s,
-                node_lease_ttl_s=self._terms.node_lease_ttl_s,
-                heartbeat_interval_s=self._terms.heartbeat_interval_s,
+                healing=HealingSettings(
+                    node_lease_ttl_s=self._terms.node_lease_ttl_s,
+                    heartbeat_interval_s=self._terms.heartbeat_interval_s,
+                    out_after_s=self._terms.out_after_s,
+                    steward_ttl_s=self._terms.steward_ttl_s,
+                ),
                 static_tokens=(admin_token(Credential(token=TOKEN)),),
             ),
             random_bytes=dice.randbytes,

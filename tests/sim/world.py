@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from holdfast_core.model.errors import HoldfastError
 from tests.sim.clocks import SimClock
 from tests.sim.loop import SimLoop
 from tests.sim.trace import Trace
@@ -18,6 +20,10 @@ from tests.sim.trace import Trace
 T = TypeVar("T")
 Handler = Callable[[Any, str], Coroutine[Any, Any, Any]]
 """Serves one request of a caller with this name."""
+
+
+class Expected(Exception):
+    """What a simulated actor raises and nobody has to wonder about."""
 
 
 class World:
@@ -30,6 +36,7 @@ class World:
         self.trace = trace
         self.processes: dict[str, Process] = {}
         self.over = False
+        self.faults: list[str] = []
 
     def random(self, what: str) -> random.Random:
         """Return the source of randomness for one purpose; other purposes' draws do not change it."""
@@ -38,6 +45,12 @@ class World:
     def note(self, who: str, what: str) -> None:
         """Write a line of the trace."""
         self.trace.note(self.loop.time(), who, what)
+
+    def fault(self, who: str, error: BaseException) -> None:
+        """Note an error that no part of the product may raise."""
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        self.faults.append(f"{who}: {error!r} at {where}")
+        self.note(who, f"fault: {error!r}")
 
     def living(self, name: str) -> Process | None:
         """Return the process that has this name now, None while there is none."""
@@ -55,11 +68,10 @@ class Process:
         self.alive = True
         self.clock = ProcessClock(self, skew_ms=skew_ms)
         self.handlers: dict[str, Handler] = {}
-        self.ended: list[BaseException] = []
         world.processes[name] = self
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run something as a part of this process; what it fails with is kept in `ended`."""
+        """Run something as a part of this process; an error that is none of ours is a fault of the program."""
         task = self.world.loop.create_task(work)
         task.add_done_callback(self._look)
         return task
@@ -93,8 +105,8 @@ class Process:
 
     def _look(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self.alive:
-            self.ended.append(error)
-            self.world.note(self.name, f"a task ends: {error!r}")
+            if isinstance(error, Exception) and not isinstance(error, HoldfastError | Expected):
+                self.world.fault(self.name, error)
 
 
 class ProcessClock(SimClock):
