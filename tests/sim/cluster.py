@@ -68,6 +68,12 @@ class SimCluster:
         self.nodes[name] = host
         return host
 
+    def watched_node(self) -> NodeHost:
+        """As `add_node`, for one that joins a history which is watched already."""
+        host = self.add_node()
+        host.disk.watcher = next(iter(self.nodes.values())).disk.watcher
+        return host
+
     def client(self, vm_id: str, tenant: str = TENANTS[0]) -> Client:
         """Start a client's process."""
         self._clients += 1

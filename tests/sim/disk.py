@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from holdfast_core.model.block import verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -31,6 +31,16 @@ _MODULUS: Final = 1 << 256
 
 Key = tuple[int, bytes]
 """Tenant and id."""
+
+
+class DiskWatcher(Protocol):
+    """Hears of what may never happen to a block that is needed."""
+
+    def deleted(self, node_id: str, ref: Key, cutoff: int | None) -> None:
+        """A node has removed a block."""
+
+    def stamped_back(self, node_id: str, ref: Key, before: int, now: int) -> None:
+        """A copy counts as stamped with less than it did."""
 
 
 @dataclass(slots=True)
@@ -74,6 +84,9 @@ class Disk:
     used_bytes: int = 0
     slow_s: float = 0.003
     under_way: list[_Batch] = field(default_factory=list)
+    name: str = ""
+    watcher: DiskWatcher | None = None
+    stamps_lost: dict[tuple[int, Key], int] = field(default_factory=dict)
 
     def find(self, partition: int, key: Key) -> Copy | None:
         """Return the copy of a block."""
@@ -93,6 +106,10 @@ class Disk:
                         stamp(self, partition_of(block_id), (batch.tenant, block_id), batch.stamp)
         self.under_way.clear()
         if rebuild:
+            for place, held in self.copies.items():
+                for key, copy in held.items():
+                    lost = (place, key)
+                    self.stamps_lost[lost] = max(self.stamps_lost.get(lost, 0), self.stamp_of(place, copy))
             self.rebuilt = True
             self.floor = 0
             self.floors.clear()
@@ -107,6 +124,7 @@ class Disk:
         self.saved.clear()
         self.floors.clear()
         self.under_way.clear()
+        self.stamps_lost.clear()
         self.floor = self.cutoff_seen = self.epoch = self.used_bytes = 0
         self.rebuilt = False
 
@@ -204,6 +222,9 @@ class SimStore:
             else:
                 del self.disk.copies[place][(tenant, block_id)]
                 self.disk.used_bytes -= len(copy.data)
+                self.disk.stamps_lost.pop((place, (tenant, block_id)), None)
+                if self.disk.watcher is not None:
+                    self.disk.watcher.deleted(self.disk.name, (tenant, block_id), cutoff)
                 verdicts.append(Verdict.OK)
         return verdicts
 
@@ -261,6 +282,7 @@ class SimStore:
         if self.disk.rebuilt:
             self.disk.rebuilt = False
             self.disk.floor = max(self.disk.floor, epoch)
+            self._compare_stamps()
 
     def raise_floor(self, partitions: Sequence[int], epoch: int) -> None:
         """See `BlockStore.raise_floor`."""
@@ -290,6 +312,15 @@ class SimStore:
         copy = self.disk.find(self._partition_of(block_id), (tenant, block_id))
         if copy is not None:
             copy.data = data
+
+    def _compare_stamps(self) -> None:
+        """Let the watcher know of copies that count as stamped with less than before the index was lost."""
+        for (place, key), before in self.disk.stamps_lost.items():
+            copy = self.disk.find(place, key)
+            now = before if copy is None else self.disk.stamp_of(place, copy)
+            if now < before and self.disk.watcher is not None:
+                self.disk.watcher.stamped_back(self.disk.name, key, before, now)
+        self.disk.stamps_lost.clear()
 
     def _durable(self, batch: _Batch, done: Future[list[Verdict]]) -> None:
         if self._process.alive:

@@ -101,13 +101,14 @@ class NodeHost:
         self._world = world
         self.name = name
         self.zone = zone
-        self.disk = Disk()
+        self.disk = Disk(name=name)
         self._network = network
         self._coordinators = coordinators
         self._dice = world.random(name)
         self._incarnation = self._dice.randbytes(16)
         self.process: Process | None = None
         self.skew_ms = 0
+        self.lost = False
 
     @property
     def alive(self) -> bool:
@@ -130,9 +131,10 @@ class NodeHost:
             self.disk.lose_power(self._dice, partition_of, rebuild=rebuild)
 
     def lose(self) -> None:
-        """Lose the machine with its disk; what is started in its place is new."""
+        """Lose the machine with its disk for good."""
         if self.process is not None and self.process.alive:
             self.process.crash()
+        self.lost = True
         self.disk.wipe()
 
 

@@ -104,9 +104,11 @@ class Process:
             await self.nevermore()
 
     def _look(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and self.alive:
-            if isinstance(error, Exception) and not isinstance(error, HoldfastError | Expected):
-                self.world.fault(self.name, error)
+        if task.cancelled() or not self.alive:
+            return
+        error = task.exception()
+        if isinstance(error, Exception) and not isinstance(error, HoldfastError | Expected):
+            self.world.fault(self.name, error)
 
 
 class ProcessClock(SimClock):
