@@ -52,6 +52,22 @@ OutAfter: TypeAlias = Annotated[
         help="Time that a node is down before its data is put on the others.",
     ),
 ]
+CollectEvery: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        envvar="HOLDFAST_COLLECT_EVERY",
+        metavar="SECONDS",
+        min=0.0,
+        help="Time between collections that begin by themselves; 0 for none.",
+    ),
+]
+Scratch: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="HOLDFAST_SCRATCH",
+        help="Directory for what a collection cannot keep in memory; --data if not given, or where temporary files go.",
+    ),
+]
 MasterKey: TypeAlias = Annotated[
     str | None,
     typer.Option(

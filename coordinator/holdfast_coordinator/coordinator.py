@@ -27,8 +27,10 @@ from holdfast_coordinator.audit.segments import SegmentBlocks
 from holdfast_coordinator.audit.service import AuditService
 from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
 from holdfast_coordinator.cluster_service import ClusterService
+from holdfast_coordinator.collection.parts import CollectionSettings, collection_duties, collections_of
+from holdfast_coordinator.collection.running import Collections
+from holdfast_coordinator.collection.service import CollectionService
 from holdfast_coordinator.healing.condition import at_risk_of
-from holdfast_coordinator.healing.duties import Duty
 from holdfast_coordinator.healing.parts import HealingParts, HealingSettings, healing_parts
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keys.master import MasterKeys
@@ -54,10 +56,11 @@ from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_core.runtime.metrics import new_registry
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1 import access_pb2, audit_pb2, cluster_pb2, keys_pb2, state_pb2, tenants_pb2
+from holdfast_proto.v1 import access_pb2, audit_pb2, cluster_pb2, collection_pb2, keys_pb2, state_pb2, tenants_pb2
 from holdfast_proto.v1.access_pb2_grpc import add_AccessServiceServicer_to_server
 from holdfast_proto.v1.audit_pb2_grpc import add_AuditServiceServicer_to_server
 from holdfast_proto.v1.cluster_pb2_grpc import add_ClusterServiceServicer_to_server
+from holdfast_proto.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
 from holdfast_proto.v1.keys_pb2_grpc import add_KeyServiceServicer_to_server
 from holdfast_proto.v1.state_pb2_grpc import add_StateServiceServicer_to_server
 from holdfast_proto.v1.tenants_pb2 import TenantRecord
@@ -69,6 +72,7 @@ _TENANT_SERVICE: Final = tenants_pb2.DESCRIPTOR.services_by_name["TenantService"
 _KEY_SERVICE: Final = keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 _AUDIT_SERVICE: Final = audit_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name
 _STATE_SERVICE: Final = state_pb2.DESCRIPTOR.services_by_name["StateService"].full_name
+_COLLECTION_SERVICE: Final = collection_pb2.DESCRIPTOR.services_by_name["CollectionService"].full_name
 _CLUSTER_SERVICE: Final = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name
 
 
@@ -83,6 +87,7 @@ class CoordinatorSettings:
         options: what the operator said of the cluster.
         session_ttl_s: time without a keep-alive after which a session lapses.
         healing: how nodes are looked after.
+        collection: how what nothing reaches is collected.
         static_tokens: tokens that the operator gave by files; the policy neither makes nor takes what they hold.
         plaintext_on_network: whether any address may be served without TLS.
     """
@@ -93,6 +98,7 @@ class CoordinatorSettings:
     options: ClusterOptions = field(default_factory=ClusterOptions)
     session_ttl_s: float = SESSION_TTL_S
     healing: HealingSettings = field(default_factory=HealingSettings)
+    collection: CollectionSettings = field(default_factory=CollectionSettings)
     static_tokens: tuple[StaticToken, ...] = ()
     plaintext_on_network: bool = False
 
@@ -111,6 +117,7 @@ class _Parts:
     reader: AuditReader
     sealing: Sealing
     healing: HealingParts
+    collections: Collections
 
 
 class Coordinator:
@@ -252,6 +259,16 @@ class Coordinator:
         reader = AuditReader(self._store, segments)
         access = AccessView(self._store, self._registry)
         await access.fresh()
+        collections = collections_of(
+            self._store,
+            ledger,
+            self._view,
+            self._pool,
+            tenants,
+            clock=self._clock,
+            random_bytes=self._random_bytes,
+            settings=self._settings.collection,
+        )
         return _Parts(
             cluster=cluster,
             chain=chain,
@@ -271,13 +288,10 @@ class Coordinator:
                 clock=self._clock,
                 random_bytes=self._random_bytes,
                 settings=self._settings.healing,
-                duties=self._duties(),
+                duties=collection_duties(collections, self._settings.collection),
             ),
+            collections=collections,
         )
-
-    def _duties(self) -> tuple[Duty, ...]:
-        """Return what the steward has to see to from time to time."""
-        return ()
 
     def _make_ledger(self, chain: KeyChain, metrics: AuditMetrics) -> Ledger:
         return Ledger(
@@ -318,6 +332,11 @@ class Coordinator:
             ),
             _CLUSTER_SERVICE,
             endless_methods=["WatchCluster"],
+        )
+        host.add(
+            add_CollectionServiceServicer_to_server,
+            CollectionService(self._store, parts.collections, self._view, self._pool),
+            _COLLECTION_SERVICE,
         )
 
     def _add_access(self, host: ServiceHost, parts: _Parts) -> None:
@@ -371,6 +390,7 @@ class Coordinator:
             group.create_task(parts.access.run())
             group.create_task(parts.refusals.run())
             group.create_task(parts.sealing.run())
+            group.create_task(parts.collections.run())
             group.create_task(run_workers(parts.healing.workers, self._clock, get_log("coordinator")))
             group.create_task(self._log_changes())
             group.create_task(self._count(parts))

@@ -17,12 +17,13 @@ from typing import Final
 from holdfast_coordinator import command_options as opt
 from holdfast_coordinator.access.identity import StaticToken, admin_token, node_token
 from holdfast_coordinator.bootstrap import ClusterOptions
+from holdfast_coordinator.collection.parts import CollectionSettings
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.healing.parts import HealingSettings
 from holdfast_coordinator.keys.master import MasterKeys
 from holdfast_coordinator.master_key import make_directory, open_master_keys
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import NODE_OUT_AFTER_S
+from holdfast_core.model.limits import COLLECTION_INTERVAL_S, NODE_OUT_AFTER_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import Credential
@@ -61,6 +62,8 @@ def command(
     replicas: opt.Replicas = None,
     partitions: opt.Partitions = None,
     out_after: opt.OutAfter = NODE_OUT_AFTER_S,
+    collect_every: opt.CollectEvery = COLLECTION_INTERVAL_S,
+    scratch: opt.Scratch = None,
     master_key: opt.MasterKey = None,
     old_master_key: opt.OldMasterKey = None,
     create_master_key: opt.CreateMasterKey = False,
@@ -81,6 +84,7 @@ def command(
         metrics_bind=metrics,
         options=ClusterOptions(nodes_expected=nodes, replicas=replicas, partitions=partitions),
         healing=HealingSettings(out_after_s=out_after),
+        collection=CollectionSettings(every_s=collect_every, scratch=_scratch(scratch, data)),
         static_tokens=_static_tokens(data, admin=admin_token_file, node=node_token_file),
         plaintext_on_network=insecure_plaintext_on_network,
     )
@@ -104,6 +108,17 @@ def command(
         )
     )
     asyncio.run(_serve(data, engine, master, settings))
+
+
+def _scratch(scratch: Path | None, data: Path | None) -> Path | None:
+    """Return where a collection keeps what does not fit into memory, None for where temporary files go.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT for a scratch directory that is none.
+    """
+    if scratch is not None and not scratch.is_dir():
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"the scratch directory {scratch} does not exist")
+    return scratch or data
 
 
 def _static_tokens(data: Path | None, *, admin: Path | None, node: Path | None) -> tuple[StaticToken, ...]:

@@ -61,7 +61,12 @@ class IdSample:
             self.ids = set(filter(self._sampled, self.ids))
 
     def _sampled(self, block_id: bytes) -> bool:
-        return int.from_bytes(block_id[:_ID_PREFIX_BYTES], "big") >> (_ID_PREFIX_BITS - self.bits) == 0
+        return in_sample(block_id, self.bits)
+
+
+def in_sample(block_id: bytes, bits: int) -> bool:
+    """Return whether an id begins with so many zero bits. Pure."""
+    return int.from_bytes(block_id[:_ID_PREFIX_BYTES], "big") >> (_ID_PREFIX_BITS - bits) == 0
 
 
 class Collector:

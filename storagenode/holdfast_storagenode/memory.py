@@ -1,9 +1,14 @@
-"""A store in memory: for tests and for clusters that live as long as their process. Honest in all but durability."""
+"""A store in memory: for tests, simulation, and clusters that live as long as their process.
+
+Honest in all but durability. The same calls in the same order leave the same store and give the same answers.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from holdfast_core.model.block import verify
@@ -13,45 +18,89 @@ from holdfast_storagenode.store import BlockEntry, Found, Holding, PartitionOf, 
 
 CAPACITY_BYTES_DEFAULT: Final = 4 * GIB
 
-_Key = tuple[int, int, bytes]
+_MODULUS: Final = 1 << 256
+
+
+@dataclass(slots=True)
+class _Copy:
+    """One block: its bytes, its own stamp, and whether the bytes are known to be corrupt."""
+
+    data: bytes
+    stamp: int
+    corrupt: bool = False
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """What is held of one tenant in one partition, with the count of whole copies and the sum of their ids."""
+
+    copies: dict[bytes, _Copy] = field(default_factory=dict)
+    whole_count: int = 0
+    whole_sum: int = 0
+    order: list[bytes] | None = None
+
+    def place(self, block_id: bytes, copy: _Copy) -> None:
+        """Set a whole copy in the place of what was there."""
+        self.remove(block_id)
+        self.copies[block_id] = copy
+        self.order = None
+        self._count(block_id, +1)
+
+    def remove(self, block_id: bytes) -> _Copy | None:
+        """Take a copy out; return it, None if there was none."""
+        copy = self.copies.pop(block_id, None)
+        if copy is not None:
+            self.order = None
+            if not copy.corrupt:
+                self._count(block_id, -1)
+        return copy
+
+    def set_aside(self, block_id: bytes, copy: _Copy) -> None:
+        """Mark a copy as corrupt, unless another has taken its place."""
+        if self.copies.get(block_id) is copy and not copy.corrupt:
+            copy.corrupt = True
+            self._count(block_id, -1)
+
+    def ids(self) -> list[bytes]:
+        """Return all ids in order."""
+        if self.order is None:
+            self.order = sorted(self.copies)
+        return self.order
+
+    def _count(self, block_id: bytes, sign: int) -> None:
+        self.whole_count += sign
+        self.whole_sum += sign * int.from_bytes(block_id, "big")
 
 
 class MemoryStore:
-    """Keeps blocks in a dictionary; every read is hashed as elsewhere."""
+    """Keeps blocks in dictionaries; every read is hashed as elsewhere."""
 
     def __init__(self, partition_of: PartitionOf, *, capacity_bytes: int | None = None) -> None:
         self._partition_of = partition_of
         self._capacity_bytes = CAPACITY_BYTES_DEFAULT if capacity_bytes is None else capacity_bytes
         self._lock = threading.Lock()
-        self._blocks: dict[_Key, bytes] = {}
-        self._quarantined: set[_Key] = set()
-        self._stamps: dict[_Key, int] = {}
+        self._shelves: dict[int, dict[int, _Shelf]] = {}
         self._floors: dict[int, int] = {}
+        self._floor = 0
         self._epoch = 0
         self._cutoff_seen = 0
+        self._stamps_known = True
         self._used_bytes = 0
 
     def put(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> list[Verdict]:
         """See `BlockStore.put`."""
         with self._lock:
-            keys = [self._key(tenant, block.id) for block in blocks]
-            fresh = {
-                key: bytes(block.data)
-                for key, block in zip(keys, blocks, strict=True)
-                if key not in self._blocks or key in self._quarantined
-            }
+            fresh = {block.id: bytes(block.data) for block in blocks if not self._is_whole(tenant, block.id)}
             size = sum(len(data) for data in fresh.values())
             if size > self._capacity_bytes - self._used_bytes:
                 raise HoldfastError(ErrorCode.DISK_FULL, f"the node has no space for {size} bytes of blocks")
             verdicts: list[Verdict] = []
-            for key in keys:
-                data = fresh.pop(key, None)
+            for block in blocks:
+                data = fresh.pop(block.id, None)
                 verdicts.append(Verdict.PRESENT if data is None else Verdict.OK)
                 if data is not None:
-                    self._used_bytes += len(data) - len(self._blocks.get(key, b""))
-                    self._blocks[key] = data
-                    self._quarantined.discard(key)
-                self._stamp(key, stamp)
+                    self._keep(tenant, block.id, data)
+                self._raise_stamp(tenant, block.id, stamp)
             return verdicts
 
     def get(self, tenant: int, ids: Sequence[bytes], *, bytes_max: int) -> list[Found]:
@@ -59,7 +108,7 @@ class MemoryStore:
         found: list[Found] = []
         size = 0
         for block_id in ids:
-            item = self._read(self._key(tenant, block_id))
+            item = self._read(tenant, block_id)
             size += 0 if isinstance(item, Verdict) else len(item.data)
             if size > bytes_max and found:
                 break
@@ -68,77 +117,78 @@ class MemoryStore:
 
     def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False, stamp: int = 0) -> list[Verdict]:
         """See `BlockStore.has`."""
+        if verify:
+            for block_id in ids:
+                self._read(tenant, block_id)
         verdicts: list[Verdict] = []
-        for block_id in ids:
-            key = self._key(tenant, block_id)
-            if verify:
-                item = self._read(key)
-                verdicts.append(item if isinstance(item, Verdict) else Verdict.OK)
-            elif key in self._quarantined:
-                verdicts.append(Verdict.CORRUPT)
-            else:
-                verdicts.append(Verdict.OK if key in self._blocks else Verdict.MISSING)
-            if stamp:
-                verdicts[-1] = self._stamped(key, stamp, verdicts[-1])
+        with self._lock:
+            for block_id in ids:
+                copy = self._find(tenant, block_id)
+                present = Verdict.CORRUPT if copy is not None and copy.corrupt else Verdict.OK
+                verdicts.append(Verdict.MISSING if copy is None else present)
+                if verdicts[-1] is Verdict.OK:
+                    self._raise_stamp(tenant, block_id, stamp)
         return verdicts
 
     def kinds(self, tenant: int, ids: Sequence[bytes]) -> list[int | None]:
         """See `BlockStore.kinds`."""
-        held = (self._blocks.get(self._key(tenant, block_id)) for block_id in ids)
-        return [None if data is None else kind_of(data) for data in held]
+        with self._lock:
+            held = [self._find(tenant, block_id) for block_id in ids]
+        return [None if copy is None else kind_of(copy.data) for copy in held]
 
     def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
         """See `BlockStore.delete`."""
         verdicts: list[Verdict] = []
         with self._lock:
-            self._see(cutoff)
+            if cutoff is not None:
+                self._see(cutoff)
             for block_id in ids:
-                key = self._key(tenant, block_id)
-                if cutoff is not None and key in self._blocks and self._stamp_of(key) >= cutoff:
+                copy = self._find(tenant, block_id)
+                if copy is None:
+                    verdicts.append(Verdict.MISSING)
+                elif cutoff is not None and self._counted(block_id, copy) >= cutoff:
                     verdicts.append(Verdict.KEPT)
-                    continue
-                data = self._blocks.pop(key, None)
-                self._quarantined.discard(key)
-                self._stamps.pop(key, None)
-                self._used_bytes -= 0 if data is None else len(data)
-                verdicts.append(Verdict.MISSING if data is None else Verdict.OK)
+                else:
+                    verdicts.append(Verdict.OK)
+                    self._drop(tenant, block_id)
         return verdicts
 
     def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         with self._lock:
-            held = sorted(
-                (key, data)
-                for key, data in self._blocks.items()
-                if key[0] == tenant and (partition is None or key[1] == partition) and key not in self._quarantined
-            )
-        above = (tenant, self._partition_of(after) if partition is None else partition, after) if after else None
-        listed = [(key, data) for key, data in held if above is None or key > above]
-        return [BlockEntry(key[2], len(data), kind_of(data), self._stamp_of(key)) for key, data in listed[:limit]]
+            listed: list[BlockEntry] = []
+            for block_id, copy in self._above(tenant, partition, after):
+                if len(listed) >= limit:
+                    break
+                listed.append(BlockEntry(block_id, len(copy.data), kind_of(copy.data), self._counted(block_id, copy)))
+            return listed
 
     def tenants(self) -> list[int]:
         """See `BlockStore.tenants`."""
         with self._lock:
-            return sorted({key[0] for key in self._blocks})
+            return sorted(self._shelves)
 
     def holdings(self, partition: int) -> list[Holding]:
         """See `BlockStore.holdings`."""
-        counts: dict[int, int] = {}
-        sums: dict[int, int] = {}
         with self._lock:
-            for tenant, place, block_id in self._blocks.keys() - self._quarantined:
-                if place == partition:
-                    counts[tenant] = counts.get(tenant, 0) + 1
-                    sums[tenant] = sums.get(tenant, 0) + int.from_bytes(block_id, "big")
-        return [
-            Holding(tenant, counts[tenant], (sums[tenant] % (1 << 256)).to_bytes(32, "big"))
-            for tenant in sorted(counts)
-        ]
+            shelves = [(tenant, self._shelves[tenant].get(partition)) for tenant in sorted(self._shelves)]
+            return [
+                Holding(tenant, shelf.whole_count, (shelf.whole_sum % _MODULUS).to_bytes(32, "big"))
+                for tenant, shelf in shelves
+                if shelf is not None and shelf.whole_count
+            ]
 
     def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
         """See `BlockStore.quarantined`."""
         with self._lock:
-            return [(tenant, block_id) for tenant, _, block_id in sorted(self._quarantined)[:limit]]
+            return [
+                (tenant, block_id)
+                for tenant, partition in self._places()
+                for shelf in [self._shelves[tenant][partition]]
+                if shelf.whole_count < len(shelf.copies)
+                for block_id in shelf.ids()
+                if shelf.copies[block_id].corrupt
+            ][:limit]
 
     @property
     def epoch(self) -> int:
@@ -147,7 +197,10 @@ class MemoryStore:
 
     def learn_epoch(self, epoch: int) -> None:
         """See `BlockStore.learn_epoch`."""
-        self._epoch = max(self._epoch, epoch)
+        with self._lock:
+            self._epoch = max(self._epoch, epoch)
+            if not self._stamps_known:
+                self._floor, self._stamps_known = max(self._floor, self._epoch), True
 
     def raise_floor(self, partitions: Sequence[int], epoch: int) -> None:
         """See `BlockStore.raise_floor`."""
@@ -159,12 +212,14 @@ class MemoryStore:
         """See `BlockStore.status`."""
         with self._lock:
             free = max(0, self._capacity_bytes - self._used_bytes)
+            shelves = [shelf for of_tenant in self._shelves.values() for shelf in of_tenant.values()]
+            block_count = sum(len(shelf.copies) for shelf in shelves)
             return StoreStatus(
                 capacity_bytes=self._capacity_bytes,
                 used_bytes=self._used_bytes,
                 free_bytes=free,
-                block_count=len(self._blocks),
-                quarantined_count=len(self._quarantined),
+                block_count=block_count,
+                quarantined_count=block_count - sum(shelf.whole_count for shelf in shelves),
                 full=free < BATCH_BYTES_MAX,
                 failed=False,
             )
@@ -172,32 +227,91 @@ class MemoryStore:
     def close(self) -> None:
         """Do nothing: what is in memory outlives a stop of the node."""
 
+    def contents(self) -> list[tuple[int, bytes, bytes]]:
+        """Return (tenant, id, bytes) of every copy, whole or not, in order; for tests that look behind the calls."""
+        with self._lock:
+            return [
+                (tenant, block_id, self._shelves[tenant][partition].copies[block_id].data)
+                for tenant, partition in self._places()
+                for block_id in self._shelves[tenant][partition].ids()
+            ]
+
     def overwrite(self, tenant: int, block_id: bytes, data: bytes) -> None:
         """Put wrong bytes in the place of a block, behind every check; for tests that plant rot."""
         with self._lock:
-            self._blocks[self._key(tenant, block_id)] = data
+            copy = self._find(tenant, block_id)
+            if copy is None:
+                raise KeyError(block_id)
+            copy.data = data
 
-    def _key(self, tenant: int, block_id: bytes) -> _Key:
-        return (tenant, self._partition_of(block_id), block_id)
+    def forget_stamps(self) -> None:
+        """Lose every stamp, as an engine does whose index was made anew; for tests and simulation.
 
-    def _stamp(self, key: _Key, stamp: int) -> None:
-        self._stamps[key] = max(self._stamps.get(key, 0), stamp)
-
-    def _stamp_of(self, key: _Key) -> int:
-        return max(self._stamps.get(key, 0), self._floors.get(key[1], 0))
-
-    def _stamped(self, key: _Key, stamp: int, verdict: Verdict) -> Verdict:
-        """Stamp a block that was found whole, unless it was removed since."""
+        The first epoch that is learnt afterwards becomes the floor of the whole store. A directory that is new begins
+        like this, too.
+        """
         with self._lock:
-            if verdict is Verdict.OK and key not in self._blocks:
-                return Verdict.MISSING
-            if verdict is Verdict.OK:
-                self._stamp(key, stamp)
-        return verdict
+            for tenant, partition in self._places():
+                for copy in self._shelves[tenant][partition].copies.values():
+                    copy.stamp = 0
+            self._stamps_known = False
 
-    def _see(self, cutoff: int | None) -> None:
-        if cutoff is None:
-            return
+    def _places(self) -> list[tuple[int, int]]:
+        return [(tenant, partition) for tenant in sorted(self._shelves) for partition in sorted(self._shelves[tenant])]
+
+    def _find(self, tenant: int, block_id: bytes) -> _Copy | None:
+        shelf = self._shelves.get(tenant, {}).get(self._partition_of(block_id))
+        return None if shelf is None else shelf.copies.get(block_id)
+
+    def _is_whole(self, tenant: int, block_id: bytes) -> bool:
+        copy = self._find(tenant, block_id)
+        return copy is not None and not copy.corrupt
+
+    def _keep(self, tenant: int, block_id: bytes, data: bytes) -> None:
+        shelf = self._shelves.setdefault(tenant, {}).setdefault(self._partition_of(block_id), _Shelf())
+        before = shelf.copies.get(block_id)
+        self._used_bytes += len(data) - (0 if before is None else len(before.data))
+        # A copy that was set aside hands its stamp on.
+        shelf.place(block_id, _Copy(data, 0 if before is None else before.stamp))
+
+    def _drop(self, tenant: int, block_id: bytes) -> None:
+        partition = self._partition_of(block_id)
+        shelf = self._shelves[tenant][partition]
+        copy = shelf.remove(block_id)
+        self._used_bytes -= 0 if copy is None else len(copy.data)
+        if not shelf.copies:
+            del self._shelves[tenant][partition]
+        if not self._shelves[tenant]:
+            del self._shelves[tenant]
+
+    def _raise_stamp(self, tenant: int, block_id: bytes, stamp: int) -> None:
+        copy = self._find(tenant, block_id)
+        if copy is not None:
+            copy.stamp = max(copy.stamp, stamp)
+
+    def _counted(self, block_id: bytes, copy: _Copy) -> int:
+        return max(copy.stamp, self._floor, self._floors.get(self._partition_of(block_id), 0))
+
+    def _above(self, tenant: int, partition: int | None, after: bytes) -> Iterator[tuple[bytes, _Copy]]:
+        """Yield the whole copies of a partition, or of all, that come after the id `after`."""
+        shelves = self._shelves.get(tenant, {})
+        at = self._partition_of(after) if after and partition is None else -1
+        for number in sorted(shelves) if partition is None else [partition]:
+            if number < at or number not in shelves:
+                continue
+            ids = shelves[number].ids()
+            resumed = bool(after) and (partition is not None or number == at)
+            for block_id in ids[bisect_right(ids, after) if resumed else 0 :]:
+                copy = shelves[number].copies[block_id]
+                if not copy.corrupt:
+                    yield block_id, copy
+
+    def _see(self, cutoff: int) -> None:
+        if not self._stamps_known:
+            raise HoldfastError(
+                ErrorCode.NOT_READY,
+                "the node does not know the stamps of its blocks until a coordinator tells it the collection epoch",
+            )
         if cutoff < self._cutoff_seen:
             raise HoldfastError(
                 ErrorCode.CONFLICT,
@@ -205,14 +319,19 @@ class MemoryStore:
             )
         self._cutoff_seen = cutoff
 
-    def _read(self, key: _Key) -> Found:
-        data = self._blocks.get(key)
-        if data is None:
-            return Verdict.MISSING
-        if key in self._quarantined:
-            return Verdict.CORRUPT
+    def _read(self, tenant: int, block_id: bytes) -> Found:
+        with self._lock:
+            copy = self._find(tenant, block_id)
+            if copy is None:
+                return Verdict.MISSING
+            if copy.corrupt:
+                return Verdict.CORRUPT
+            data = copy.data
         try:
-            return verify(key[2], data)
+            return verify(block_id, data)
         except HoldfastError:
-            self._quarantined.add(key)
+            with self._lock:
+                shelf = self._shelves.get(tenant, {}).get(self._partition_of(block_id))
+                if shelf is not None:
+                    shelf.set_aside(block_id, copy)
             return Verdict.CORRUPT

@@ -49,6 +49,11 @@ class NodeMetrics(StoreObserver):
         self._commit_bytes = Histogram(
             "holdfast_node_group_commit_bytes", "Bytes of one sync.", buckets=_BYTES_BUCKETS, registry=registry
         )
+        self._stamped = Counter(
+            "holdfast_node_stamped_blocks",
+            "Blocks that were there already and were stamped with a newer collection epoch.",
+            registry=registry,
+        )
         self._found_corrupt = Counter(
             "holdfast_node_corrupt_found", "Copies whose bytes were found not to match their id.", registry=registry
         )
@@ -86,6 +91,14 @@ class NodeMetrics(StoreObserver):
         self._commit_seconds.observe(seconds)
         self._commit_batches.observe(batches)
         self._commit_bytes.observe(size_bytes)
+
+    def stamped(self, *, blocks: int) -> None:
+        """See `StoreObserver`."""
+        self._stamped.inc(blocks)
+
+    def stamps_unknown(self, *, reason: str) -> None:
+        """See `StoreObserver`."""
+        self._log.warning("stamps unknown until the collection epoch is learnt", reason=reason)
 
     def quarantined(self, *, tenant: int, block_id: bytes, segment: int, offset: int) -> None:
         """See `StoreObserver`."""

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
-from blake3 import blake3
 from google.protobuf.message import Message
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -37,7 +36,6 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 # All streams together; one client keeps IN_FLIGHT_BYTES_PER_NODE in flight.
 _WINDOW_BYTES: Final = 2 * IN_FLIGHT_BYTES_PER_NODE
-_PARTITIONS_PER_DIGEST_MAX: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,25 +162,6 @@ class BlockService:
         at = self._node.partition_of(request.after) if request.after else first
         return _ScanPart(max(first, at), end, request.after if at >= first else b"")
 
-    async def DigestPartitions(
-        self, request: pb.DigestPartitionsRequest, context: Context
-    ) -> pb.DigestPartitionsResponse:
-        """Digest partitions, over the kinds that the capability names."""
-        capability = self._access.enter(context, "scan")
-        store, partitions = self._node.store(), list(request.partitions)
-        if len(partitions) > _PARTITIONS_PER_DIGEST_MAX:
-            raise HoldfastError(
-                ErrorCode.LIMIT_EXCEEDED, f"a digest takes at most {_PARTITIONS_PER_DIGEST_MAX} partitions"
-            )
-        response = pb.DigestPartitionsResponse()
-        digests: list[bytes] = []
-        for partition in partitions:
-            count, digest = await self._workers.run(_digest, store, capability, partition)
-            response.counts.append(count)
-            digests.append(digest)
-        response.digests = b"".join(digests)
-        return response
-
     async def DeleteBlocks(self, request: pb.DeleteBlocksRequest, context: Context) -> pb.DeleteBlocksResponse:
         """Remove blocks that are stamped below the cut-off, without which nothing is removed."""
         capability = self._access.enter(context, "delete")
@@ -289,15 +268,3 @@ def _confine_verdicts(
         verdict if kind is None or kind in capability.kinds else Verdict.DENIED
         for verdict, kind in zip(verdicts, kinds, strict=True)
     ]
-
-
-def _digest(store: BlockStore, capability: Capability, partition: int) -> tuple[int, bytes]:
-    hasher, count, after = blake3(), 0, b""
-    while True:
-        entries = store.scan(capability.tenant, partition=partition, after=after, limit=BATCH_BLOCKS_MAX)
-        listed = [entry.block_id for entry in entries if entry.kind in capability.kinds]
-        hasher.update(b"".join(listed))
-        count += len(listed)
-        if len(entries) < BATCH_BLOCKS_MAX:
-            return count, hasher.digest()
-        after = entries[-1].block_id

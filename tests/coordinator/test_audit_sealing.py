@@ -239,9 +239,9 @@ async def test_a_rotten_copy_is_read_around_and_a_rotten_segment_is_named(parts:
         assert await _told(parts.reader(), parts.chain.cluster_id, DUE) == before
         memory = _memory_of(parts, node_id)
         rotten = 0
-        for key, data in list(memory._blocks.items()):
-            if key[2] in segment.block_ids:
-                memory._blocks[key] = data[:-1] + bytes([data[-1] ^ 1])
+        for tenant, block_id, data in memory.contents():
+            if block_id in segment.block_ids:
+                memory.overwrite(tenant, block_id, data[:-1] + bytes([data[-1] ^ 1]))
                 rotten += 1
         assert rotten == len(segment.block_ids), number
     error = await refused(ErrorCode.CORRUPT, parts.reader().area(0, DUE))
@@ -252,10 +252,10 @@ async def test_a_rotten_copy_is_read_around_and_a_rotten_segment_is_named(parts:
 async def test_what_nodes_keep_of_the_log_is_sealed(parts: Parts) -> None:
     await parts.fill(DUE)
     await parts.sealing().seal_due()
-    kept = b"".join(data for node_id in parts.nodes.nodes for data in _memory_of(parts, node_id)._blocks.values())
+    kept = b"".join(data for node_id in parts.nodes.nodes for _, _, data in _memory_of(parts, node_id).contents())
     assert kept
     assert b"agent-7" not in kept
-    assert {key[0] for key in _memory_of(parts, "node-1")._blocks} == {0}
+    assert _memory_of(parts, "node-1").tenants() == [0]
 
 
 async def test_records_that_are_not_what_was_signed_are_not_sealed(parts: Parts) -> None:

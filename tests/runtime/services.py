@@ -80,12 +80,6 @@ class EchoBlocks(blocks_pb2_grpc.BlockServiceServicer):
         self._begin()
         return blocks_pb2.HasBlocksResponse()
 
-    async def DigestPartitions(
-        self, request: blocks_pb2.DigestPartitionsRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> blocks_pb2.DigestPartitionsResponse:
-        self._begin()
-        return blocks_pb2.DigestPartitionsResponse()
-
     async def DeleteBlocks(
         self, request: blocks_pb2.DeleteBlocksRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> blocks_pb2.DeleteBlocksResponse:

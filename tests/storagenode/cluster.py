@@ -177,11 +177,18 @@ def mint(
     ttl_s: float = 3600.0,
     now_unix_ms: int | None = None,
     read_kinds: frozenset[int] | None = None,
+    collection_epoch: int = 0,
 ) -> str:
     """Return a capability; by default for everything of tenant 1."""
     now = time.time_ns() // 1_000_000 if now_unix_ms is None else now_unix_ms
     return signer.mint(
-        tenant=tenant, verbs=frozenset(verbs), kinds=kinds, ttl_s=ttl_s, now_unix_ms=now, read_kinds=read_kinds
+        tenant=tenant,
+        verbs=frozenset(verbs),
+        kinds=kinds,
+        ttl_s=ttl_s,
+        now_unix_ms=now,
+        read_kinds=read_kinds,
+        collection_epoch=collection_epoch,
     )
 
 

@@ -12,6 +12,7 @@ from holdfast_storagenode.datadir import DataDirectory
 from holdfast_storagenode.home import DirectoryHome
 from holdfast_storagenode.node import NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
+from holdfast_storagenode.store import BlockStore
 from tests.storagenode.cluster import HeartbeatCoordinator, NodeClient, TestClock, eventually, make_layout, mint
 
 
@@ -25,6 +26,11 @@ class Served:
     clock: TestClock
     directory: Path
     clients: list[NodeClient]
+
+    @property
+    def store(self) -> BlockStore:
+        """The node's store."""
+        return self.node._opened_store()
 
     def client(self, capability: str | None = None) -> NodeClient:
         """Return a client; by default one that may do everything for tenant 1."""
@@ -51,6 +57,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     node = StorageNode(home, settings, clock=clock)
     serving = Served(coordinator, node, await node.start(), clock, tmp_path, [])
     await eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats))
+    serving.store.learn_epoch(1)
     yield serving
     for client in serving.clients:
         await client.close()

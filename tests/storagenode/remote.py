@@ -8,10 +8,13 @@ from typing import TypeVar
 from holdfast_core.model.block import verify
 from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_proto.v1 import blocks_pb2 as pb
-from holdfast_storagenode.store import BlockEntry, Found, Sealed, StoreStatus, Verdict, kind_of
+from holdfast_storagenode.segments.record import STAMP_MAX
+from holdfast_storagenode.store import BlockEntry, Found, Holding, Sealed, StoreStatus, Verdict, kind_of
 from tests.storagenode.cluster import LoopThread, NodeClient, mint
 
 Answer = TypeVar("Answer")
+
+NOT_ON_THE_WIRE = "the block service does not offer it"
 
 
 def batch_of(blocks: Sequence[Sealed], *, sequence: int = 0, layout_epoch: int = 1) -> pb.PutBlocksRequest:
@@ -50,8 +53,8 @@ class RemoteStore:
         self._address = address
         self._signer = signer
 
-    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
-        (answer,) = self._loop.run(self._with(tenant, lambda client: client.put([batch_of(blocks)])))
+    def put(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> list[Verdict]:
+        (answer,) = self._loop.run(self._with(tenant, lambda client: client.put([batch_of(blocks)]), stamp))
         return [Verdict(verdict) for verdict in answer.verdicts]
 
     def get(self, tenant: int, ids: Sequence[bytes], *, bytes_max: int) -> list[Found]:
@@ -66,17 +69,17 @@ class RemoteStore:
                 return found[:at]
         return found
 
-    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False) -> list[Verdict]:
+    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False, stamp: int = 0) -> list[Verdict]:
         request = pb.HasBlocksRequest(block_ids=b"".join(ids), verify=verify)
-        answer = self._loop.run(self._with(tenant, lambda client: client.call("HasBlocks", request)))
+        answer = self._loop.run(self._with(tenant, lambda client: client.call("HasBlocks", request), stamp))
         return [Verdict(verdict) for verdict in answer.verdicts]
 
     def kinds(self, tenant: int, ids: Sequence[bytes]) -> list[int | None]:
         found = self.get(tenant, ids, bytes_max=1 << 30)
         return [None if isinstance(item, Verdict) else kind_of(item.data) for item in found]
 
-    def delete(self, tenant: int, ids: Sequence[bytes]) -> list[Verdict]:
-        request = pb.DeleteBlocksRequest(block_ids=b"".join(ids))
+    def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
+        request = pb.DeleteBlocksRequest(block_ids=b"".join(ids), cutoff=STAMP_MAX if cutoff is None else cutoff)
         answer = self._loop.run(self._with(tenant, lambda client: client.call("DeleteBlocks", request)))
         return [Verdict(verdict) for verdict in answer.verdicts]
 
@@ -86,12 +89,34 @@ class RemoteStore:
             request.partition = partition
         responses = self._loop.run(self._with(tenant, lambda client: client.stream("ScanBlocks", request)))
         listed = [
-            (response.block_ids[32 * at : 32 * at + 32], length)
+            (response.block_ids[32 * at : 32 * at + 32], length, response.stamps[at])
             for response in responses
             for at, length in enumerate(response.lengths)
         ]
-        kinds = self.kinds(tenant, [block_id for block_id, _ in listed])
-        return [BlockEntry(block_id, length, kind or 0) for (block_id, length), kind in zip(listed, kinds, strict=True)]
+        kinds = self.kinds(tenant, [block_id for block_id, _, _ in listed])
+        return [
+            BlockEntry(block_id, length, kind or 0, stamp)
+            for (block_id, length, stamp), kind in zip(listed, kinds, strict=True)
+        ]
+
+    def tenants(self) -> list[int]:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
+
+    def holdings(self, partition: int) -> list[Holding]:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
+
+    def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
+
+    @property
+    def epoch(self) -> int:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
+
+    def learn_epoch(self, epoch: int) -> None:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
+
+    def raise_floor(self, partitions: Sequence[int], epoch: int) -> None:
+        raise NotImplementedError(NOT_ON_THE_WIRE)
 
     def status(self) -> StoreStatus:
         request = pb.GetNodeStatusRequest()
@@ -109,8 +134,8 @@ class RemoteStore:
     def close(self) -> None:
         return None
 
-    async def _with(self, tenant: int, work: Callable[[NodeClient], Awaitable[Answer]]) -> Answer:
-        client = NodeClient(self._address, mint(self._signer, tenant=tenant))
+    async def _with(self, tenant: int, work: Callable[[NodeClient], Awaitable[Answer]], stamp: int = 0) -> Answer:
+        client = NodeClient(self._address, mint(self._signer, tenant=tenant, collection_epoch=stamp))
         try:
             return await work(client)
         finally:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from blake3 import blake3
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest
 
@@ -15,6 +14,7 @@ from holdfast_core.model.errors import ErrorCode
 from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, CLOCK_TOLERANCE_S, IDS_PER_REQUEST_MAX
 from holdfast_core.runtime.capability import CapabilitySigner
 from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_storagenode.segments.record import STAMP_MAX
 from holdfast_storagenode.store import Verdict
 from tests.storagenode.blocks import make_block, make_blocks
 from tests.storagenode.cluster import NodeClient, eventually, make_layout, mint, refusal
@@ -24,7 +24,7 @@ from tests.storagenode.remote import batch_of, unpack
 
 BLOCKS = make_blocks(3)
 IDS = b"".join(block.id for block in BLOCKS)
-VERBS = ("put", "get", "has", "scan", "digest", "delete", "status")
+VERBS = ("put", "get", "has", "scan", "delete", "status")
 
 
 async def call(client: NodeClient, verb: str) -> object:
@@ -37,25 +37,19 @@ async def call(client: NodeClient, verb: str) -> object:
         return await client.call("HasBlocks", pb.HasBlocksRequest(block_ids=IDS))
     if verb == "scan":
         return await client.stream("ScanBlocks", pb.ScanBlocksRequest())
-    if verb == "digest":
-        return await client.call("DigestPartitions", pb.DigestPartitionsRequest(partitions=range(16)))
     if verb == "delete":
-        return await client.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=IDS))
+        return await client.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=IDS, cutoff=STAMP_MAX))
     return await client.call("GetNodeStatus", pb.GetNodeStatusRequest())
-
-
-def right(verb: str) -> str:
-    return "scan" if verb == "digest" else verb
 
 
 @pytest.mark.parametrize("verb", VERBS)
 async def test_each_call_takes_its_own_verb_and_no_other(served: Served, verb: str) -> None:
     signer = served.coordinator.signer
-    await call(served.client(mint(signer, verbs=[right(verb)])), verb)
-    others = [each for each in VERBS if right(each) != right(verb) and each != "digest"]
+    await call(served.client(mint(signer, verbs=[verb])), verb)
+    others = [each for each in VERBS if each != verb]
     error = await refusal(call(served.client(mint(signer, verbs=others)), verb))
     assert error.code is ErrorCode.DENIED
-    assert right(verb) in error.message
+    assert verb in error.message
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -78,7 +72,6 @@ async def test_another_tenant_sees_and_changes_nothing(served: Served) -> None:
     )
     assert (await call(other, "has")).verdicts == bytes([Verdict.MISSING] * 3)  # type: ignore[attr-defined]
     assert await call(other, "scan") == []
-    assert sum((await call(other, "digest")).counts) == 0  # type: ignore[attr-defined]
     assert (await call(other, "delete")).verdicts == bytes([Verdict.MISSING] * 3)  # type: ignore[attr-defined]
     assert (await other.put([batch_of(BLOCKS)]))[0].verdicts == bytes([Verdict.OK] * 3)
     assert (await call(served.client(), "has")).verdicts == bytes([Verdict.OK] * 3)  # type: ignore[attr-defined]
@@ -98,9 +91,7 @@ async def test_a_capability_reaches_its_kinds_alone(served: Served) -> None:
     assert (await confined.call("HasBlocks", pb.HasBlocksRequest(block_ids=packed))).verdicts == only
     (listed,) = await confined.stream("ScanBlocks", pb.ScanBlocksRequest())
     assert listed.block_ids == blocks[2].id
-    digests = await confined.call("DigestPartitions", pb.DigestPartitionsRequest(partitions=range(16)))
-    assert sum(digests.counts) == 1
-    deleted = await confined.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=packed))
+    deleted = await confined.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=packed, cutoff=STAMP_MAX))
     assert deleted.verdicts == only
     assert (await served.client().call("HasBlocks", pb.HasBlocksRequest(block_ids=packed))).verdicts == bytes(
         [Verdict.OK, Verdict.OK, Verdict.MISSING]
@@ -249,18 +240,6 @@ async def test_large_reads_come_in_batches_in_order(served: Served) -> None:
     assert unpack(answers, [b.id for b in asked]) == [*blocks[30:], Verdict.MISSING, *blocks[:30]]
     assert 4 <= len(answers) <= 6
     assert await client.stream("GetBlocks", pb.GetBlocksRequest()) == []
-
-
-async def test_digests_are_over_sorted_ids(served: Served) -> None:
-    client = served.client()
-    blocks = make_blocks(40)
-    await client.put([batch_of(blocks)])
-    layout = make_layout()
-    answer = await client.call("DigestPartitions", pb.DigestPartitionsRequest(partitions=[3, 5, 200]))
-    for at, partition in enumerate((3, 5, 200)):
-        ids = sorted(b.id for b in blocks if layout.partition_of(b.id) == partition)
-        assert answer.counts[at] == len(ids)
-        assert answer.digests[32 * at : 32 * at + 32] == blake3(b"".join(ids)).digest()
 
 
 async def test_what_happens_is_counted(served: Served) -> None:

@@ -23,44 +23,6 @@ from tests.storagenode.remote import RemoteStore
 ALL = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Rig:
-    """A store under test, how to damage a block behind its back, and how it files ids."""
-
-    store: BlockStore
-    rot: Callable[[int, SealedBlock], None]
-    partition_of: PartitionOf
-
-
-@pytest.fixture(params=["segments", "memory", "grpc"])
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    """Every kind of store, empty, with room for 1 MiB where a bound can be set."""
-    options = EngineOptions(capacity_bytes=1 << 20, reserve_bytes=0, segment_bytes=SMALL.segment_bytes)
-    if request.param == "memory":
-        memory = MemoryStore(partition_of, capacity_bytes=1 << 20)
-        yield Rig(
-            memory, lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"), partition_of
-        )
-    elif request.param == "segments":
-        store = open_engine(tmp_path, options=options)
-        yield Rig(store, lambda _, block: plant_rot(tmp_path, block.data), partition_of)
-        store.close()
-    else:
-        loop = LoopThread()
-        layout = make_layout()
-        coordinator = HeartbeatCoordinator(layout=layout)
-        node = EmbeddedStorageNode(
-            "node-1", [loop.run(coordinator.start())], data_dir=tmp_path, heartbeat_s=0.05, options=options
-        )
-        address = loop.run(node.start())
-        loop.run(eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats)))
-        remote = RemoteStore(loop, address, coordinator.signer)
-        yield Rig(remote, lambda _, block: plant_rot(tmp_path, block.data), layout.partition_of)
-        loop.run(node.stop())
-        loop.run(coordinator.stop())
-        loop.close()
-
-
 def test_what_was_put_is_read_back(rig: Rig) -> None:
     blocks = make_blocks(40)
     assert rig.store.put(1, blocks) == [Verdict.OK] * 40

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.collection.marking import KNOWN_NODES, KnownNodes, Marker
 from holdfast_coordinator.collection.roots import Roots, lowest_session_epoch, read_roots, sources
 from holdfast_coordinator.collection.scanner import NodeScanner
@@ -210,16 +209,3 @@ class Collector:
 
     def _skip(self, tenant: str, error: HoldfastError) -> None:
         self._report.tenants_left_out.append(SkippedTenant(tenant=tenant, reason=error.message))
-
-
-def background_entry(action: str, *, entry_id: str, **details: str) -> Entry:
-    """Return the audit log's entry for what a coordinator does by itself, on behalf of no caller."""
-    return Entry(
-        principal="coordinator",
-        tenant="",
-        action=action,
-        resource="cluster",
-        request_id=f"collection-{entry_id}",
-        entry_id=entry_id,
-        details=dict(details),
-    )

@@ -103,7 +103,7 @@ def plan_copies(marks: Mapping[int, Set[bytes]], held: Mapping[str, Set[bytes]],
 
 
 def plan_ranges(counts: Sequence[int], *, marks_max: int) -> list[tuple[int, int]]:
-    """Divide partitions, of which each has so many marks, into ranges (first, end) of at most `marks_max`, or of one."""
+    """Divide partitions, each of which has so many marks, into ranges (first, end) of at most `marks_max` or of one."""
     ranges: list[tuple[int, int]] = []
     first = total = 0
     for partition, count in enumerate(counts):

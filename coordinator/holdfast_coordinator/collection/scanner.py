@@ -44,16 +44,18 @@ class NodeScanner(Protocol):
 class GrpcScanner:
     """A scanner over the nodes that a pool knows."""
 
-    def __init__(self, pool: NodePool, grants: Callable[[int], Awaitable[Grants]]) -> None:
-        """Bind to the nodes; `grants` mints a tenant's capabilities."""
+    def __init__(self, pool: NodePool, grants: Callable[[int], Awaitable[Grants]], refresh: Callable[[], None]) -> None:
+        """Bind to the nodes; `grants` mints a tenant's capabilities, `refresh` tells the pool where nodes are."""
         self._pool = pool
         self._grants = grants
+        self._refresh = refresh
 
     async def listed(
         self, node_id: str, tenant: int, *, first: int, end: int, after: bytes
     ) -> AsyncGenerator[ListedPage, None]:
         """See `NodeScanner.listed`."""
         token = (await self._grants(tenant)).size_scanner()
+        self._refresh()
         request = ScanBlocksRequest(partition=first, partition_count=end - first, after=after)
         call = BlockServiceStub(self._pool.channel(node_id)).ScanBlocks(
             request, metadata=((CAPABILITY_METADATA_KEY, token),), timeout=LIST_TIMEOUT_S
@@ -73,6 +75,7 @@ class GrpcScanner:
     async def delete(self, node_id: str, tenant: int, block_ids: Sequence[bytes], *, cutoff: int) -> bytes:
         """See `NodeScanner.delete`."""
         token = (await self._grants(tenant)).deleter()
+        self._refresh()
         try:
             answer = await BlockServiceStub(self._pool.channel(node_id)).DeleteBlocks(
                 DeleteBlocksRequest(block_ids=b"".join(block_ids), cutoff=cutoff),

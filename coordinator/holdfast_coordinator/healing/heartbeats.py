@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
+from holdfast_coordinator.collection.epochs import epoch_of
 from holdfast_coordinator.healing.peer_tokens import PeerTokens
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.layouts import Layouts
 from holdfast_coordinator.membership import Membership
-from holdfast_coordinator.records import parse_number
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.metadata.store import MetadataStore
@@ -70,7 +70,7 @@ class Heartbeats:
             cluster_id=self._chain.cluster_id,
             layout_revision=state.layout_set.revision,
             granted_epoch=state.layout_set.granted_epoch,
-            collection_epoch=parse_number(read.get(keyspace.COLLECTION_EPOCH)),
+            collection_epoch=epoch_of(read.get(keyspace.COLLECTION_EPOCH)),
             peer_capability=self._tokens.token(node_id),
             nodes=other_nodes(state, node_id),
         )

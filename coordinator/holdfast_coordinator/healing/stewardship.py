@@ -135,7 +135,7 @@ def plan_stewardship(situation: Situation, rules: StewardRules) -> Stewardship:
     if spare < 0:
         needed = names([node.node_id for node in misplaced])
         return Stewardship(held=f"{needed} needed: without, fewer than {rules.replicas} nodes would remain")
-    out, held = _out(members, rules, spare)
+    out, held = _out(members, rules, joining=joining, spare=spare)
     if not (out or back or misplaced):
         return Stewardship(held=held)
     if not situation.has_room:
@@ -143,15 +143,17 @@ def plan_stewardship(situation: Situation, rules: StewardRules) -> Stewardship:
     return Stewardship(out=out, back=back, converge=bool(misplaced), held=held)
 
 
-def _out(members: list[Sighting], rules: StewardRules, spare: int) -> tuple[tuple[str, ...], str]:
+def _out(members: list[Sighting], rules: StewardRules, *, joining: int, spare: int) -> tuple[tuple[str, ...], str]:
     """Return which members to leave out, at most `spare` of them, and why others that are due are not."""
     down = [node for node in members if not node.up]
     leaving = [node for node in down if not is_left_out(node.state)]
     due = [node for node in leaving if node.since_s >= rules.out_after_s]
     if not due:
         return (), ""
-    if len(down) / len(members) > rules.down_fraction_max:
-        return (), f"{len(down)} of {len(members)} nodes are down, which looks like the network; no node is left out"
+    # Those that come back at this moment count: without, they would make a layout of their own, and this the next.
+    counted = len(members) + joining
+    if len(down) / counted > rules.down_fraction_max:
+        return (), f"{len(down)} of {counted} nodes are down, which looks like the network; no node is left out"
     if _wait_for_others(leaving, rules.out_after_s, rules.together_s):
         return (), ""
     due.sort(key=lambda node: (-node.since_s, node.node_id))

@@ -310,58 +310,6 @@ class ScanBlocksResponse(_message.Message):
 Global___ScanBlocksResponse: _TypeAlias = ScanBlocksResponse  # noqa: Y015
 
 @_typing.final
-class DigestPartitionsRequest(_message.Message):
-    """Asks for digests of partitions."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PARTITIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Partitions to digest."""
-
-    def __init__(
-        self,
-        *,
-        partitions: _abc.Iterable[_builtins.int] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partitions", b"partitions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DigestPartitionsRequest: _TypeAlias = DigestPartitionsRequest  # noqa: Y015
-
-@_typing.final
-class DigestPartitionsResponse(_message.Message):
-    """One digest a partition."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    COUNTS_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    digests: _builtins.bytes
-    """32 bytes a partition: BLAKE3 over its sorted ids."""
-    @_builtins.property
-    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Block count of each partition, in the order asked."""
-
-    def __init__(
-        self,
-        *,
-        counts: _abc.Iterable[_builtins.int] | None = ...,
-        digests: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "digests", b"digests"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DigestPartitionsResponse: _TypeAlias = DigestPartitionsResponse  # noqa: Y015
-
-@_typing.final
 class DeleteBlocksRequest(_message.Message):
     """Removes blocks that no collection mark names."""
 
@@ -372,7 +320,9 @@ class DeleteBlocksRequest(_message.Message):
     block_ids: _builtins.bytes
     """Ids, 32 bytes each."""
     cutoff: _builtins.int
-    """Blocks stamped in this collection epoch or later stay. A cut-off below the highest that the node has seen is refused."""
+    """Blocks stamped in this collection epoch or later stay. A cut-off below the highest that the node has seen is refused,
+    and so is 0: a delete always names one.
+    """
     def __init__(
         self,
         *,

@@ -55,11 +55,6 @@ class BlockServiceStub(object):
                 request_serializer=holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksRequest.SerializeToString,
                 response_deserializer=holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksResponse.FromString,
                 _registered_method=True)
-        self.DigestPartitions = channel.unary_unary(
-                '/holdfast.v1.BlockService/DigestPartitions',
-                request_serializer=holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsRequest.SerializeToString,
-                response_deserializer=holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsResponse.FromString,
-                _registered_method=True)
         self.DeleteBlocks = channel.unary_unary(
                 '/holdfast.v1.BlockService/DeleteBlocks',
                 request_serializer=holdfast__proto_dot_v1_dot_blocks__pb2.DeleteBlocksRequest.SerializeToString,
@@ -104,13 +99,6 @@ class BlockServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DigestPartitions(self, request, context):
-        """Digests partitions, to compare nodes. Needs the verb `scan`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def DeleteBlocks(self, request, context):
         """Removes blocks. Needs the verb `delete`, which coordinators give to themselves alone.
         """
@@ -147,11 +135,6 @@ def add_BlockServiceServicer_to_server(servicer, server):
                     servicer.ScanBlocks,
                     request_deserializer=holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksRequest.FromString,
                     response_serializer=holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksResponse.SerializeToString,
-            ),
-            'DigestPartitions': grpc.unary_unary_rpc_method_handler(
-                    servicer.DigestPartitions,
-                    request_deserializer=holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsRequest.FromString,
-                    response_serializer=holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsResponse.SerializeToString,
             ),
             'DeleteBlocks': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteBlocks,
@@ -273,33 +256,6 @@ class BlockService(object):
             '/holdfast.v1.BlockService/ScanBlocks',
             holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksRequest.SerializeToString,
             holdfast__proto_dot_v1_dot_blocks__pb2.ScanBlocksResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def DigestPartitions(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/holdfast.v1.BlockService/DigestPartitions',
-            holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsRequest.SerializeToString,
-            holdfast__proto_dot_v1_dot_blocks__pb2.DigestPartitionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,8 +44,6 @@ class BlockServiceStub:
     """Asks for presence. Needs the verb `has`."""
     ScanBlocks: _grpc.UnaryStreamMultiCallable[_blocks_pb2.ScanBlocksRequest, _blocks_pb2.ScanBlocksResponse]
     """Lists ids. Needs the verb `scan`."""
-    DigestPartitions: _grpc.UnaryUnaryMultiCallable[_blocks_pb2.DigestPartitionsRequest, _blocks_pb2.DigestPartitionsResponse]
-    """Digests partitions, to compare nodes. Needs the verb `scan`."""
     DeleteBlocks: _grpc.UnaryUnaryMultiCallable[_blocks_pb2.DeleteBlocksRequest, _blocks_pb2.DeleteBlocksResponse]
     """Removes blocks. Needs the verb `delete`, which coordinators give to themselves alone."""
     GetNodeStatus: _grpc.UnaryUnaryMultiCallable[_blocks_pb2.GetNodeStatusRequest, _blocks_pb2.GetNodeStatusResponse]
@@ -64,8 +62,6 @@ class BlockServiceAsyncStub(BlockServiceStub):
     """Asks for presence. Needs the verb `has`."""
     ScanBlocks: _aio.UnaryStreamMultiCallable[_blocks_pb2.ScanBlocksRequest, _blocks_pb2.ScanBlocksResponse]  # type: ignore[assignment]
     """Lists ids. Needs the verb `scan`."""
-    DigestPartitions: _aio.UnaryUnaryMultiCallable[_blocks_pb2.DigestPartitionsRequest, _blocks_pb2.DigestPartitionsResponse]  # type: ignore[assignment]
-    """Digests partitions, to compare nodes. Needs the verb `scan`."""
     DeleteBlocks: _aio.UnaryUnaryMultiCallable[_blocks_pb2.DeleteBlocksRequest, _blocks_pb2.DeleteBlocksResponse]  # type: ignore[assignment]
     """Removes blocks. Needs the verb `delete`, which coordinators give to themselves alone."""
     GetNodeStatus: _aio.UnaryUnaryMultiCallable[_blocks_pb2.GetNodeStatusRequest, _blocks_pb2.GetNodeStatusResponse]  # type: ignore[assignment]
@@ -105,14 +101,6 @@ class BlockServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blocks_pb2.ScanBlocksResponse], _abc.AsyncIterator[_blocks_pb2.ScanBlocksResponse]]:
         """Lists ids. Needs the verb `scan`."""
-
-    @_abc_1.abstractmethod
-    def DigestPartitions(
-        self,
-        request: _blocks_pb2.DigestPartitionsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_blocks_pb2.DigestPartitionsResponse, _abc.Awaitable[_blocks_pb2.DigestPartitionsResponse]]:
-        """Digests partitions, to compare nodes. Needs the verb `scan`."""
 
     @_abc_1.abstractmethod
     def DeleteBlocks(

@@ -23,7 +23,7 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import MIB
 from holdfast_storagenode.segments.appender import Appender
 from holdfast_storagenode.segments.observer import StoreObserver
-from holdfast_storagenode.segments.record import RECORD_HEADER_BYTES, RecordFormat, RecordHeader
+from holdfast_storagenode.segments.record import RECORD_HEADER_BYTES, RecordFormat, RecordHeader, RecordType
 from holdfast_storagenode.segments.table import BlockTable, Placed
 from holdfast_storagenode.store import Verdict
 
@@ -41,11 +41,15 @@ def uncancellable() -> Future[list[Verdict]]:
 
 @dataclass(slots=True, eq=False)
 class PendingRecord:
-    """A record whose place in the order is decided, and after its group's commit the error it met, if any."""
+    """A record whose place in the order is decided, and after its group's commit the error it met, if any.
+
+    A record of stamps has no key of its own; `stamped` has those of the blocks that it names.
+    """
 
     key: bytes
     header: RecordHeader
     payload: bytes | memoryview = b""
+    stamped: Sequence[bytes] = ()
     error: HoldfastError | None = None
 
 
@@ -53,11 +57,12 @@ class PendingRecord:
 class Ticket:
     """One batch: records to write, records of others that it builds on, and the answer once all are durable.
 
-    `size_bytes` is what the log grows by.
+    `stamps` are written behind the other records. `size_bytes` is what the log grows by.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
     records: list[PendingRecord] = field(default_factory=list)
+    stamps: list[PendingRecord] = field(default_factory=list)
     builds_on: list[PendingRecord] = field(default_factory=list)
     done: Future[list[Verdict]] = field(default_factory=uncancellable)
     size_bytes: int = 0
@@ -65,6 +70,14 @@ class Ticket:
     def take(self, records: Collection[PendingRecord]) -> None:
         """Add records to write."""
         self.records.extend(records)
+        self._grow(records)
+
+    def take_stamps(self, records: Collection[PendingRecord]) -> None:
+        """Add records of stamps to write."""
+        self.stamps.extend(records)
+        self._grow(records)
+
+    def _grow(self, records: Collection[PendingRecord]) -> None:
         payload_bytes = sum([len(record.payload) for record in records])
         self.size_bytes += RECORD_HEADER_BYTES * len(records) + payload_bytes
 
@@ -98,6 +111,7 @@ class GroupCommitter:
         self._on_committed = on_committed
         self._queue: deque[Ticket] = deque()
         self._decided: dict[bytes, PendingRecord] = {}
+        self._stamping: dict[bytes, PendingRecord] = {}
         self._queued_bytes = 0
         self._failure: HoldfastError | None = None
         self._closing = False
@@ -118,8 +132,12 @@ class GroupCommitter:
         return self._queued_bytes
 
     def decided(self, key: bytes) -> PendingRecord | None:
-        """Return the last record of a key that is decided but not durable yet. Under the lock."""
+        """Return the last record of a key that is decided but not durable yet, stamps aside. Under the lock."""
         return self._decided.get(key)
+
+    def stamping(self, key: bytes) -> PendingRecord | None:
+        """Return the last record of stamps that names a key, decided after all else about it. Under the lock."""
+        return self._stamping.get(key)
 
     def check_writable(self) -> None:
         """Return if writes are taken. Under the lock.
@@ -134,6 +152,13 @@ class GroupCommitter:
 
     def enqueue(self, ticket: Ticket) -> None:
         """Take a batch into the order. Under the lock, after `check_writable`."""
+        if self._stamping:
+            # A new copy carries the stamp itself, and one that is removed has none.
+            for record in ticket.records:
+                if record.header.type is not RecordType.QUARANTINE:
+                    self._stamping.pop(record.key, None)
+        for record in ticket.stamps:
+            self._stamping.update(dict.fromkeys(record.stamped, record))
         self._decided.update([(record.key, record) for record in ticket.records])
         self._queued_bytes += ticket.size_bytes
         self._queue.append(ticket)
@@ -166,7 +191,7 @@ class GroupCommitter:
 
     def _commit(self, tickets: Sequence[Ticket]) -> None:
         started_s = time.perf_counter()
-        records = [record for ticket in tickets for record in ticket.records]
+        records = [record for ticket in tickets for record in (*ticket.records, *ticket.stamps)]
         places: list[tuple[int, int]] = []
         # What the waiters get should this thread end by a fault of ours: never silence, never an acknowledgement.
         error: HoldfastError | None = HoldfastError(ErrorCode.INTERNAL, "the node's writer ended by a fault")
@@ -178,6 +203,9 @@ class GroupCommitter:
             size = sum([ticket.size_bytes for ticket in tickets])
             seconds = time.perf_counter() - started_s
             self._observer.committed(seconds=seconds, batches=len(tickets), records=len(records), size_bytes=size)
+            stamped = sum([len(record.stamped) for ticket in tickets for record in ticket.stamps])
+            if stamped:
+                self._observer.stamped(blocks=stamped)
             self._on_committed(size)
 
     def _make_durable(self, records: Sequence[PendingRecord]) -> tuple[list[tuple[int, int]], HoldfastError | None]:
@@ -230,15 +258,19 @@ class GroupCommitter:
                 self._failure = error
             if error is None and records:
                 self._publish(records, places)
-            decided = self._decided
+            decided, stamping = self._decided, self._stamping
             for record in records:
                 record.error = error
                 # A later batch may have decided about the same block meanwhile.
                 if decided.get(record.key) is record:
                     del decided[record.key]
+            for record in [record for ticket in tickets for record in ticket.stamps]:
+                for key in record.stamped:
+                    if stamping.get(key) is record:
+                        del stamping[key]
             self._queued_bytes -= sum([ticket.size_bytes for ticket in tickets])
         for ticket in tickets:
-            failure = error if ticket.records else None
+            failure = error if ticket.records or ticket.stamps else None
             if failure is None:
                 # Records of others that it builds on were in this group or in an earlier one, which may have failed.
                 failure = next((record.error for record in ticket.builds_on if record.error is not None), None)
@@ -248,10 +280,12 @@ class GroupCommitter:
                 ticket.done.set_result(ticket.verdicts)
 
     def _publish(self, records: Sequence[PendingRecord], places: Sequence[tuple[int, int]]) -> None:
-        placed = [
-            Placed(record.key, record.header, segment, offset)
-            for record, (segment, offset) in zip(records, places, strict=True)
-        ]
+        placed: list[Placed] = []
+        for record, (segment, offset) in zip(records, places, strict=True):
+            if record.stamped:
+                placed.extend([Placed(key, record.header, segment, offset) for key in record.stamped])
+            else:
+                placed.append(Placed(record.key, record.header, segment, offset))
         self._table.apply(placed)
         # In the order of the log, so the last record of each segment is the one that stays here.
         for last in {record.segment: record for record in placed}.values():

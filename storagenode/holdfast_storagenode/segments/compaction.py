@@ -5,6 +5,9 @@ table. The file goes only when a durable checkpoint names nothing in it, and one
 whose record cannot be found may still be read through the index. A crash at any step leaves the old copy, the new
 one, or both.
 
+Copies carry their block's stamp on. Records of stamps need no copy: the checkpoint holds what they said, and an index
+that is made anew counts every block as stamped anew (`epochs`).
+
 Tombstones must outlive every older copy of their block: one is carried on while the block is gone and an older segment
 exists. Corrupt copies are carried on as what they are.
 """
@@ -99,6 +102,8 @@ class Compaction:
             self.committer.check_writable()
             for item, payload in batch:
                 header = item.header
+                if header.type is RecordType.STAMP:
+                    continue
                 key = make_key(header.tenant, self.partition_of(header.block_id), header.block_id)
                 decided = self.committer.decided(key)
                 if decided is not None:
@@ -126,4 +131,6 @@ class Compaction:
         if entry is None or (entry.segment, entry.offset) != (segment, item.offset):
             return None
         sound = item.intact and not entry.quarantined
-        return header._replace(type=RecordType.BLOCK if sound else RecordType.CORRUPT_BLOCK)
+        stamping = self.committer.stamping(key)
+        stamp = entry.stamp if stamping is None else max(entry.stamp, stamping.header.stamp)
+        return header._replace(type=RecordType.BLOCK if sound else RecordType.CORRUPT_BLOCK, stamp=stamp)

@@ -1,4 +1,4 @@
-"""The segment engine as a `BlockStore`: decides what each call means and leaves the doing to the modules beside it.
+"""The segment engine as a `BlockStore`: puts the modules beside it together.
 
 Who may do what: `committer.lock` orders all decisions (is it present? is there space? is the copy still the one in
 use?); reads take no lock; the committing thread alone writes segments; one checkpoint at a time writes the index.
@@ -6,10 +6,10 @@ use?); reads take no lock; the committing thread alone writes segments; one chec
 
 from __future__ import annotations
 
-import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,25 +17,30 @@ from typing import Final
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_storagenode.segments.appender import Appender
 from holdfast_storagenode.segments.checkpoint import CHECKPOINT_BYTES, CHECKPOINT_ENTRIES, Checkpointer
-from holdfast_storagenode.segments.committer import GroupCommitter, PendingRecord, Ticket
+from holdfast_storagenode.segments.committer import GroupCommitter
 from holdfast_storagenode.segments.compaction import Compaction
+from holdfast_storagenode.segments.deciding import Decider
 from holdfast_storagenode.segments.disk import Disk
 from holdfast_storagenode.segments.files import SegmentFiles
-from holdfast_storagenode.segments.index import Entry, IndexDamagedError, make_key, make_keys, split_key
+from holdfast_storagenode.segments.index import (
+    Entry,
+    IndexDamagedError,
+    make_key,
+    make_keys,
+    partition_range,
+    split_key,
+    tenant_range,
+)
 from holdfast_storagenode.segments.observer import StoreObserver
 from holdfast_storagenode.segments.reading import Wanted, read_blocks
-from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET, RecordFormat, RecordHeader, RecordType
+from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET, RecordFormat
 from holdfast_storagenode.segments.recovery import SUSPECT_NAME, Recovered, Recovery
 from holdfast_storagenode.segments.space import Space
-from holdfast_storagenode.store import BlockEntry, Found, PartitionOf, Sealed, StoreStatus, Verdict, kind_of
+from holdfast_storagenode.store import BlockEntry, Found, Holding, PartitionOf, Sealed, StoreStatus, Verdict
 
 LOOKUP_IDS_MAX: Final = 1024
 
 _SEGMENTS_NAME: Final = "segments"
-_TENANT: Final = struct.Struct(">I")
-_TENANT_PARTITION: Final = struct.Struct(">IH")
-# Above every key that begins with the same bytes: longer than what can follow, and all ones.
-_ABOVE: Final = b"\xff" * 39
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +100,14 @@ class SegmentStore:
             sizes=recovered.sizes,
             observer=observer,
             on_committed=self._checkpointer.committed,
+        )
+        self._epochs = recovered.epochs
+        self._decider = Decider(
+            committer=self._committer,
+            epochs=recovered.epochs,
+            space=space,
+            lookup=self._lookup,
+            partition_of=partition_of,
         )
         self._compaction = Compaction(
             files=files,
@@ -172,43 +185,17 @@ class SegmentStore:
             directory, Disk(), capacity_bytes=options.capacity_bytes, reserve_bytes=options.reserve_bytes
         ).capacity_bytes
 
-    def put(self, tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
+    def put(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> list[Verdict]:
         """See `BlockStore.put`."""
-        return self.submit(tenant, blocks).result()
+        return self.submit(tenant, blocks, stamp=stamp).result()
 
-    def submit(self, tenant: int, blocks: Sequence[Sealed]) -> Future[list[Verdict]]:
+    def submit(self, tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> Future[list[Verdict]]:
         """See `SubmittingStore.submit`. A present copy that is known to be corrupt is replaced.
 
         Raises:
             HoldfastError: DISK_FULL; INTERNAL if the disk failed.
         """
-        keys = make_keys(tenant, self._partition_of, [block.id for block in blocks])
-        ticket = Ticket()
-        fresh: dict[bytes, PendingRecord] = {}
-        with self._committer.lock:
-            self._committer.check_writable()
-            decided_of = self._committer.decided
-            for block, key, entry in zip(blocks, keys, self._lookup(keys), strict=True):
-                decided = fresh.get(key) or decided_of(key)
-                if decided is not None and decided.header.type is RecordType.BLOCK:
-                    ticket.builds_on.append(decided)
-                    ticket.verdicts.append(Verdict.PRESENT)
-                elif decided is None and entry is not None and not entry.quarantined:
-                    ticket.verdicts.append(Verdict.PRESENT)
-                else:
-                    header = RecordHeader(RecordType.BLOCK, tenant, block.id, kind_of(block.data), len(block.data))
-                    fresh[key] = PendingRecord(key, header, block.data)
-                    ticket.verdicts.append(Verdict.OK)
-            ticket.take(fresh.values())
-            if fresh:
-                self._space.check(
-                    ticket.size_bytes, used_bytes=self._used_bytes(), queued_bytes=self._committer.queued_bytes
-                )
-            if fresh or ticket.builds_on:
-                self._committer.enqueue(ticket)
-            else:
-                ticket.done.set_result(ticket.verdicts)
-        return ticket.done
+        return self._decider.put(tenant, blocks, stamp=stamp)
 
     def get(self, tenant: int, ids: Sequence[bytes], *, bytes_max: int) -> list[Found]:
         """See `BlockStore.get`."""
@@ -231,12 +218,19 @@ class SegmentStore:
                 continue
             return found
 
-    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False) -> list[Verdict]:
-        """See `BlockStore.has`."""
+    def has(self, tenant: int, ids: Sequence[bytes], *, verify: bool = False, stamp: int = 0) -> list[Verdict]:
+        """See `BlockStore.has`. A stamp counts what is being written as found, and waits for it.
+
+        Raises:
+            HoldfastError: with a stamp as `put`.
+        """
         verdicts: list[Verdict] = []
         while verify and len(verdicts) < len(ids):
             found = self.get(tenant, ids[len(verdicts) :], bytes_max=1 << 22)
             verdicts.extend(item if isinstance(item, Verdict) else Verdict.OK for item in found)
+        if stamp:
+            looked_at = verdicts if verify else [Verdict.OK] * len(ids)
+            return self._decider.stamp(tenant, ids, looked_at, stamp=stamp).result()
         if not verify:
             for entry in self._entries(tenant, ids):
                 present = Verdict.CORRUPT if entry is not None and entry.quarantined else Verdict.OK
@@ -247,39 +241,63 @@ class SegmentStore:
         """See `BlockStore.kinds`."""
         return [None if entry is None else entry.kind for entry in self._entries(tenant, ids)]
 
-    def delete(self, tenant: int, ids: Sequence[bytes]) -> list[Verdict]:
-        """See `BlockStore.delete`. Tombstones may dip into the reserve: they are what frees space.
+    def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
+        """See `BlockStore.delete`.
 
         Raises:
-            HoldfastError: DISK_FULL; INTERNAL if the disk failed.
+            HoldfastError: CONFLICT, NOT_READY; DISK_FULL; INTERNAL if the disk failed.
         """
-        keys = make_keys(tenant, self._partition_of, ids)
-        ticket = Ticket()
-        fresh: dict[bytes, PendingRecord] = {}
-        with self._committer.lock:
-            self._committer.check_writable()
-            for block_id, key, entry in zip(ids, keys, self._lookup(keys), strict=True):
-                decided = fresh.get(key) or self._committer.decided(key)
-                gone = entry is None if decided is None else decided.header.type is RecordType.TOMBSTONE
-                ticket.verdicts.append(Verdict.MISSING if gone else Verdict.OK)
-                if not gone:
-                    fresh[key] = PendingRecord(key, RecordHeader(RecordType.TOMBSTONE, tenant, block_id))
-                elif decided is not None:
-                    ticket.builds_on.append(decided)
-            ticket.take(fresh.values())
-            self._committer.enqueue(ticket)
-        return ticket.done.result()
+        return self._decider.delete(tenant, ids, cutoff=cutoff).result()
 
     def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
-        prefix = _TENANT.pack(tenant) if partition is None else _TENANT_PARTITION.pack(tenant, partition)
-        low = prefix
+        low, high = tenant_range(tenant) if partition is None else partition_range(tenant, partition)
         if after:
             at = self._partition_of(after) if partition is None else partition
             low = make_key(tenant, at, after) + b"\0"
+        with self._trusting(), self._committer.lock:
+            listed = self._table.range(low, high, limit)
+        counted = self._epochs.state.counted
+        return [
+            BlockEntry(split_key(key)[2], entry.length, entry.kind, counted(key, entry.stamp)) for key, entry in listed
+        ]
+
+    def tenants(self) -> list[int]:
+        """See `BlockStore.tenants`."""
         with self._committer.lock:
-            listed = self._table.range(low, prefix + _ABOVE, limit)
-        return [BlockEntry(split_key(key)[2], entry.length, entry.kind) for key, entry in listed]
+            return sorted(self._table.totals.tenants)
+
+    def holdings(self, partition: int) -> list[Holding]:
+        """See `BlockStore.holdings`. Counted once, then kept up with every change."""
+        with self._trusting():
+            return self._table.holdings.of(partition, self._committer.lock, self._table.whole_keys)
+
+    def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
+        """See `BlockStore.quarantined`."""
+        with self._trusting(), self._committer.lock:
+            places = [split_key(key) for key in self._table.quarantined(limit)]
+        return [(tenant, block_id) for tenant, _, block_id in places]
+
+    @property
+    def epoch(self) -> int:
+        """See `BlockStore.epoch`."""
+        return self._epochs.state.epoch
+
+    def learn_epoch(self, epoch: int) -> None:
+        """See `BlockStore.learn_epoch`.
+
+        Raises:
+            HoldfastError: DISK_FULL, INTERNAL.
+        """
+        self._epochs.learn(epoch)
+
+    def raise_floor(self, partitions: Sequence[int], epoch: int) -> None:
+        """See `BlockStore.raise_floor`.
+
+        Raises:
+            HoldfastError: DISK_FULL, INTERNAL.
+        """
+        self._epochs.raise_floor(partitions, epoch)
 
     def status(self) -> StoreStatus:
         """See `BlockStore.status`."""
@@ -334,8 +352,14 @@ class SegmentStore:
         return self._lookup(make_keys(tenant, self._partition_of, ids))
 
     def _lookup(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        try:
+        with self._trusting():
             return self._table.lookup(keys)
+
+    @contextmanager
+    def _trusting(self) -> Iterator[None]:
+        """Remember an index that was caught lying, for the next start, and tell the caller."""
+        try:
+            yield
         except IndexDamagedError as error:
             (self._directory / SUSPECT_NAME).touch()
             raise HoldfastError(
@@ -353,24 +377,8 @@ class SegmentStore:
         return ids, entries
 
     def _quarantine(self, tenant: int, item: Wanted) -> None:
-        """Mark a copy as corrupt, unless that is being done or another copy took its place meanwhile."""
-        key = make_key(tenant, self._partition_of(item.block_id), item.block_id)
-        place = item.entry
-        ticket = Ticket()
-        with self._committer.lock:
-            (entry,) = self._lookup([key])
-            if entry != place or self._committer.decided(key) is not None or self._committer.failed:
-                return
-            header = RecordHeader(
-                RecordType.QUARANTINE,
-                tenant,
-                item.block_id,
-                kind=place.kind,
-                target_segment=place.segment,
-                target_offset=place.offset,
+        if self._decider.quarantine(tenant, item):
+            place = item.entry
+            self._observer.quarantined(
+                tenant=tenant, block_id=item.block_id, segment=place.segment, offset=place.offset
             )
-            ticket.take([PendingRecord(key, header)])
-            self._committer.check_writable()
-            self._committer.enqueue(ticket)
-        self._observer.quarantined(tenant=tenant, block_id=item.block_id, segment=place.segment, offset=place.offset)
-        # The caller's answer does not depend on the marker; until it is durable, every read finds the damage again.

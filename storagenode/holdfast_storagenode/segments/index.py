@@ -4,6 +4,8 @@ It is written by whole checkpoints only, each one synced transaction that also s
 true. Nothing depends on it that the segments could not tell again, so a damaged one is thrown away. LMDB has no
 checksums and trusts its file: the structure is checked before it is opened, and every entry carries a checksum of its
 own.
+
+An index of another version than this program's is thrown away like a damaged one.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import lmdb
 import lmdb.verify
@@ -27,10 +31,22 @@ from holdfast_storagenode.store import PartitionOf
 VERIFIED_BYTES_MAX: Final = 64 * MIB
 
 KEY_BYTES: Final = 38
+# 2: entries with stamps, the list of quarantined copies, counts by tenant.
+INDEX_VERSION: Final = 2
 _KEY: Final = struct.Struct(">IH32s")
-_ENTRY: Final = struct.Struct("<IIIBB")
+_ENTRY: Final = struct.Struct("<IIIIBB")
 _CRC: Final = struct.Struct("<I")
 _CHECKPOINT_KEY: Final = b"checkpoint"
+
+
+_TENANT: Final = struct.Struct(">I")
+_PLACE: Final = struct.Struct(">IH")
+# Above every key that begins with the same bytes: longer than what can follow, and all ones.
+_ABOVE: Final = b"\xff" * (KEY_BYTES + 1)
+
+
+# What a cursor yields where transactions were not told to lend buffers.
+_Items: TypeAlias = Iterator[tuple[bytes, bytes]]
 
 
 class IndexDamagedError(Exception):
@@ -38,24 +54,35 @@ class IndexDamagedError(Exception):
 
 
 class Entry(NamedTuple):
-    """Where a block's record begins, its sealed length, its kind, and whether this copy is known to be corrupt."""
+    """Where a block's record begins, its sealed length, its kind, whether it is known to be corrupt, its stamp."""
 
     segment: int
     offset: int
     length: int
     kind: int
     quarantined: bool = False
+    stamp: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What the index is true of: every record before (`segment`, `offset`), counts, and living bytes by segment."""
+    """What the index is true of: every record before (`segment`, `offset`), and the sums that it makes.
+
+    Attributes:
+        segment: segment of the log's end.
+        offset: its place in the segment.
+        block_count: blocks held, those that are set aside among them.
+        quarantined_count: blocks that are set aside.
+        live_bytes: living bytes by segment.
+        tenants: blocks held by tenant.
+    """
 
     segment: int
     offset: int
     block_count: int
     quarantined_count: int
     live_bytes: Mapping[int, int]
+    tenants: Mapping[int, int]
 
 
 def make_key(tenant: int, partition: int, block_id: bytes) -> bytes:
@@ -75,6 +102,18 @@ def split_key(key: bytes) -> tuple[int, int, bytes]:
     return tenant, partition, block_id
 
 
+def tenant_range(tenant: int) -> tuple[bytes, bytes]:
+    """Return the lowest key that a tenant can have, and one above all of them."""
+    prefix = _TENANT.pack(tenant)
+    return prefix, prefix + _ABOVE
+
+
+def partition_range(tenant: int, partition: int) -> tuple[bytes, bytes]:
+    """Return the lowest key that a tenant can have in a partition, and one above all of them."""
+    prefix = _PLACE.pack(tenant, partition)
+    return prefix, prefix + _ABOVE
+
+
 class Index:
     """One LMDB environment. Reading is thread-safe; only one thread writes checkpoints."""
 
@@ -82,6 +121,7 @@ class Index:
         self._environment = environment
         self._blocks = environment.open_db(b"blocks")
         self._meta = environment.open_db(b"meta")
+        self._quarantined = environment.open_db(b"quarantined")
 
     @classmethod
     def open(cls, directory: Path, *, map_bytes: int) -> Index:
@@ -98,7 +138,7 @@ class Index:
                     raise IndexDamagedError(f"the index is damaged: {problems[0]}")
             directory.mkdir(exist_ok=True)
             environment = lmdb.open(
-                str(directory), map_size=max(GIB, map_bytes), max_dbs=2, max_readers=512, readahead=False, mode=0o600
+                str(directory), map_size=max(GIB, map_bytes), max_dbs=3, max_readers=512, readahead=False, mode=0o600
             )
             index = cls(environment)
             index._check_count()
@@ -123,8 +163,12 @@ class Index:
             return None
         try:
             fields = json.loads(bytes(packed))
+            version = fields.pop("version", 1)
+            if version != INDEX_VERSION:
+                raise IndexDamagedError(f"the index has version {version}; this program makes version {INDEX_VERSION}")
             live = {int(segment): int(count) for segment, count in fields.pop("live_bytes").items()}
-            return Checkpoint(live_bytes=live, **fields)
+            tenants = {int(tenant): int(count) for tenant, count in fields.pop("tenants").items()}
+            return Checkpoint(live_bytes=live, tenants=tenants, **fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IndexDamagedError("the index's checkpoint is unreadable") from error
 
@@ -147,19 +191,17 @@ class Index:
         Raises:
             IndexDamagedError: an entry's checksum is wrong.
         """
-        listed: list[tuple[bytes, Entry]] = []
+        with self.view() as view:
+            return view.range(low, high, limit)
+
+    @contextmanager
+    def view(self) -> Iterator[IndexView]:
+        """Lend the index as it is now: a checkpoint that is written meanwhile does not show."""
         try:
-            with self._environment.begin(db=self._blocks) as transaction, transaction.cursor() as cursor:
-                more = cursor.set_range(low)
-                while more and len(listed) < limit:
-                    key = bytes(cursor.key())
-                    if key >= high:
-                        break
-                    listed.append((key, _unpack(key, cursor.value())))
-                    more = cursor.next()
+            with self._environment.begin(db=self._blocks) as transaction:
+                yield IndexView(transaction, self._quarantined)
         except lmdb.Error as error:
             raise IndexDamagedError(f"the index cannot be read: {error}") from error
-        return listed
 
     def write(self, changes: Iterable[tuple[bytes, Entry | None]], checkpoint: Checkpoint) -> None:
         """Apply `changes` (None removes) and note the checkpoint, in one synced transaction.
@@ -168,19 +210,26 @@ class Index:
             lmdb.Error: nothing was changed.
         """
         note = {
+            "version": INDEX_VERSION,
             "segment": checkpoint.segment,
             "offset": checkpoint.offset,
             "block_count": checkpoint.block_count,
             "quarantined_count": checkpoint.quarantined_count,
             "live_bytes": {str(segment): count for segment, count in checkpoint.live_bytes.items()},
+            "tenants": {str(tenant): count for tenant, count in checkpoint.tenants.items()},
         }
         with self._environment.begin(db=self._blocks, write=True) as transaction:
+            any_set_aside = transaction.stat(self._quarantined)["entries"] > 0
             # In order of key, so that neighbouring changes touch a page once.
             for key, entry in sorted(changes, key=lambda change: change[0]):
                 if entry is None:
                     transaction.delete(key)
                 else:
                     transaction.put(key, _pack(key, entry))
+                if entry is not None and entry.quarantined:
+                    transaction.put(key, b"", db=self._quarantined)
+                elif any_set_aside:
+                    transaction.delete(key, db=self._quarantined)
             transaction.put(_CHECKPOINT_KEY, json.dumps(note).encode(), db=self._meta)
 
     def close(self) -> None:
@@ -188,17 +237,53 @@ class Index:
         self._environment.close()
 
     def _check_count(self) -> None:
-        checkpoint = self.checkpoint()
+        try:
+            checkpoint = self.checkpoint()
+        except IndexDamagedError:
+            self.close()
+            raise
         with self._environment.begin(db=self._blocks) as transaction:
             held = transaction.stat(self._blocks)["entries"]
-        expected = 0 if checkpoint is None else checkpoint.block_count
-        if held != expected:
+            set_aside = transaction.stat(self._quarantined)["entries"]
+        expected = (0, 0) if checkpoint is None else (checkpoint.block_count, checkpoint.quarantined_count)
+        if (held, set_aside) != expected:
             self.close()
-            raise IndexDamagedError(f"the index holds {held} entries where its checkpoint counted {expected}")
+            raise IndexDamagedError(
+                f"the index holds {held} entries, {set_aside} of them set aside, where its checkpoint counted "
+                f"{expected[0]} and {expected[1]}"
+            )
+
+
+class IndexView:
+    """What the index said when the view was made; lives as long as its `with`."""
+
+    def __init__(self, transaction: lmdb.Transaction, quarantined: Any) -> None:
+        self._transaction = transaction
+        self._set_aside = quarantined
+
+    def range(self, low: bytes, high: bytes, limit: int | None) -> list[tuple[bytes, Entry]]:
+        """Return up to `limit` (key, entry) with `low` <= key < `high`, ascending; None for all.
+
+        Raises:
+            IndexDamagedError: an entry's checksum is wrong.
+        """
+        listed: list[tuple[bytes, Entry]] = []
+        with self._transaction.cursor() as cursor:
+            if cursor.set_range(low):
+                for key, packed in islice(cast(_Items, cursor.iternext()), limit):
+                    if key >= high:
+                        break
+                    listed.append((key, _unpack(key, packed)))
+        return listed
+
+    def set_aside(self) -> Iterator[bytes]:
+        """Yield the keys of the copies that are set aside as corrupt, ascending."""
+        with self._transaction.cursor(db=self._set_aside) as cursor:
+            yield from cast(Iterator[bytes], cursor.iternext(values=False))
 
 
 def _pack(key: bytes, entry: Entry) -> bytes:
-    body = _ENTRY.pack(entry.segment, entry.offset, entry.length, entry.kind, entry.quarantined)
+    body = _ENTRY.pack(entry.segment, entry.offset, entry.length, entry.stamp, entry.kind, entry.quarantined)
     return body + _CRC.pack(zlib.crc32(body, zlib.crc32(key)))
 
 
@@ -208,5 +293,5 @@ def _unpack(key: bytes, packed: bytes | memoryview) -> Entry:
         body, zlib.crc32(key)
     ):
         raise IndexDamagedError("an entry of the index is damaged")
-    segment, offset, length, kind, quarantined = _ENTRY.unpack(body)
-    return Entry(segment, offset, length, kind, bool(quarantined))
+    segment, offset, length, stamp, kind, quarantined = _ENTRY.unpack(body)
+    return Entry(segment, offset, length, kind, bool(quarantined), stamp)

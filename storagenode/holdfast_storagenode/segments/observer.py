@@ -9,6 +9,12 @@ class StoreObserver:
     def committed(self, *, seconds: float, batches: int, records: int, size_bytes: int) -> None:
         """One group of batches became durable with one sync."""
 
+    def stamped(self, *, blocks: int) -> None:
+        """Stamps of so many blocks that were there already became durable."""
+
+    def stamps_unknown(self, *, reason: str) -> None:
+        """Stamps may have been lost: the next collection epoch that is learnt counts for every block."""
+
     def quarantined(self, *, tenant: int, block_id: bytes, segment: int, offset: int) -> None:
         """A copy's bytes no longer match its id; it is set aside."""
 

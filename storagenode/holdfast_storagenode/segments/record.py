@@ -4,7 +4,7 @@ A file is a file header of 32 bytes and records one after another without paddin
 and, for blocks, the sealed block. A block's bytes need no checksum of their own: its id is their hash. The checksum
 of a header is keyed with the data directory's incarnation, which no tenant learns: after damage the next record is
 searched for by its header, and a block whose bytes imitate a record (a tombstone for somebody else's block, say) must
-not be found.
+not be found. A record of stamps carries ids in place of a block, and their hash in place of its id.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from holdfast_core.model.limits import MIB, SEALED_BYTES_MAX
+from holdfast_core.model.limits import BLOCK_ID_BYTES, MIB, SEALED_BYTES_MAX
 
 SEGMENT_BYTES_TARGET: Final = 256 * MIB
 FILE_HEADER_BYTES: Final = 32
 RECORD_HEADER_BYTES: Final = 64
 RECORD_MAGIC: Final = b"HFR1"
 INCARNATION_BYTES: Final = 16
+STAMPED_IDS_MAX: Final = SEALED_BYTES_MAX // BLOCK_ID_BYTES
+STAMP_MAX: Final = 2**32 - 1
 
 _FILE_MAGIC: Final = b"HFSG"
 _CHECKSUM_BYTES: Final = 8
 _KEY_CONTEXT: Final = "holdfast v1 segment header checksum"
 # magic, segment number, incarnation of the data directory; the checksum follows
 _FILE_HEADER: Final = struct.Struct("<4sI16s")
-# magic, type, kind, reserved, tenant, payload length, target segment, target offset, id; the checksum follows
+# magic, type, kind, reserved, tenant, payload length, stamp or target segment, target offset, id; the checksum follows
 _RECORD_HEADER: Final = struct.Struct("<4sBBHIIII32s")
 
 
@@ -43,16 +45,22 @@ class RecordType(enum.IntEnum):
     QUARANTINE = 3
     # A corrupt copy that was moved; its bytes follow and are not expected to match the id.
     CORRUPT_BLOCK = 4
+    # Blocks that were there were stamped; their ids follow, and the record's id is the hash of these.
+    STAMP = 5
 
 
 class RecordHeader(NamedTuple):
-    """A record's header; `length` counts the bytes that follow it, the target is set for QUARANTINE alone."""
+    """A record's header; `length` counts the bytes that follow it.
+
+    The stamp is set for what carries a block and for STAMP, the target for QUARANTINE alone.
+    """
 
     type: RecordType
     tenant: int
     block_id: bytes
     kind: int = 0
     length: int = 0
+    stamp: int = 0
     target_segment: int = 0
     target_offset: int = 0
 
@@ -85,7 +93,8 @@ class RecordFormat:
             0,
             header.tenant,
             header.length,
-            header.target_segment,
+            # One place for both: no record has a stamp and a target.
+            header.stamp or header.target_segment,
             header.target_offset,
             header.block_id,
         )
@@ -98,11 +107,15 @@ class RecordFormat:
         body = data[: _RECORD_HEADER.size]
         if data[_RECORD_HEADER.size : RECORD_HEADER_BYTES] != self._checksum(body):
             return None
-        _, type_number, kind, reserved, tenant, length, segment, offset, block_id = _RECORD_HEADER.unpack(body)
+        _, type_number, kind, reserved, tenant, length, number, offset, block_id = _RECORD_HEADER.unpack(body)
         if reserved or length > SEALED_BYTES_MAX or type_number not in _TYPES:
             return None
-        header = RecordHeader(RecordType(type_number), tenant, block_id, kind, length, segment, offset)
-        return header if header.carries_block or length == 0 else None
+        record_type = RecordType(type_number)
+        if record_type is RecordType.QUARANTINE:
+            header = RecordHeader(record_type, tenant, block_id, kind, length, 0, number, offset)
+        else:
+            header = RecordHeader(record_type, tenant, block_id, kind, length, number, 0, offset)
+        return header if length == 0 or header.carries_block or record_type is RecordType.STAMP else None
 
     def file_header(self, segment: int) -> bytes:
         """Return the 32 bytes that begin segment number `segment`."""

@@ -12,6 +12,7 @@ from typing import Final
 
 from holdfast_core.model.block import block_id
 from holdfast_core.model.limits import MIB, SEALED_BYTES_MAX
+from holdfast_core.model.names import split_ids
 from holdfast_storagenode.segments.disk import Disk
 from holdfast_storagenode.segments.record import (
     FILE_HEADER_BYTES,
@@ -33,6 +34,12 @@ class Scanned:
     header: RecordHeader
     payload: memoryview
     intact: bool
+
+    def block_ids(self) -> list[bytes]:
+        """Return the ids of the blocks that the record is about."""
+        if self.header.type is RecordType.STAMP:
+            return split_ids(bytes(self.payload))
+        return [self.header.block_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,8 @@ def scan_segment(
             offset = following
             continue
         payload = window.view(offset, header.record_bytes)[RECORD_HEADER_BYTES:]
-        whole = header.type is not RecordType.BLOCK or block_id(payload) == header.block_id
+        hashed = header.type is RecordType.BLOCK or header.type is RecordType.STAMP
+        whole = not hashed or block_id(payload) == header.block_id
         yield Scanned(offset, header, payload, whole and header.type is not RecordType.CORRUPT_BLOCK)
         offset += header.record_bytes
 
