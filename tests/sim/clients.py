@@ -279,6 +279,7 @@ class Client:
         )
         await self.send(begun.session_id, upload, list(sealing.made.values()))
         self._oracle.objects[begun.session_id] = b"".join(cuts)
+        self._oracle.tenants[begun.session_id] = self.tenant
         await self.commit("CommitObject", commit, upload)
         return str(begun.session_id)
 
@@ -422,6 +423,7 @@ class Session:
         )
         request = pb.CommitPointRequest(session_id=self.session_id, volumes=[volume], mac=mac, parent_id=parent_id)
         self._oracle.points[self.session_id] = self.content
+        self._oracle.tenants[self.session_id] = self._client.tenant
         await self._client.commit("CommitPoint", request, self.upload)
         return self.session_id
 

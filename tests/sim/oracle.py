@@ -27,6 +27,7 @@ class Oracle:
         objects: bytes of every object whose commit was ever sent.
         acknowledged: ids of points and objects whose commit was answered.
         forgetting: ids of points and objects that somebody asked to forget.
+        tenants: the tenant's name of every point and object.
         leaning: what each session was told is durable.
     """
 
@@ -37,6 +38,7 @@ class Oracle:
     acknowledged: dict[str, None] = field(default_factory=dict)
     forgetting: dict[str, None] = field(default_factory=dict)
     leaning: dict[str, dict[Ref, None]] = field(default_factory=dict)
+    tenants: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
     def ring(self, keys: TenantKeys) -> KeyRing:
