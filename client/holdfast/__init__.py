@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.collection import BlockExplanation, CollectionReport, CollectionState, Reclaimable
     from holdfast.descriptors import Extent
     from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles
     from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
@@ -53,8 +54,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncStateManager",
     "BackupRun",
+    "BlockExplanation",
     "ClusterStatus",
     "Codec",
+    "CollectionReport",
+    "CollectionState",
     "Consistency",
     "DifferenceSource",
     "DiscardReceipt",
@@ -79,6 +83,7 @@ __all__ = [
     "ProgressCallback",
     "RawFileSource",
     "Reading",
+    "Reclaimable",
     "RestoreReport",
     "RetrievedFiles",
     "StateManager",
@@ -109,6 +114,7 @@ _HOMES = {
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",
     "HoldfastError": "holdfast_core.model.errors",
+    **dict.fromkeys(("BlockExplanation", "CollectionReport", "CollectionState", "Reclaimable"), "holdfast.collection"),
     **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
     "TlsFiles": "holdfast_core.runtime.options",
 }

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from holdfast.calls.application import AsyncApplicationCalls
 from holdfast.calls.cluster import AsyncClusterCalls
+from holdfast.calls.collection import AsyncCollectionCalls
 from holdfast.calls.core import (
     COORDINATOR_VARIABLE,
     KEY_FILE_VARIABLE,
@@ -40,7 +41,12 @@ __all__ = [
 
 
 class AsyncStateManager(
-    AsyncLifecycleCalls, AsyncFileCalls, AsyncApplicationCalls, AsyncClusterCalls, AsyncServingCalls
+    AsyncLifecycleCalls,
+    AsyncFileCalls,
+    AsyncApplicationCalls,
+    AsyncClusterCalls,
+    AsyncCollectionCalls,
+    AsyncServingCalls,
 ):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
+from holdfast.calls.collection import CollectionCalls
 from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.serving import ServingCalls
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, FileCalls, ServingCalls):
+class StateManager(LifecycleCalls, FileCalls, CollectionCalls, ServingCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's

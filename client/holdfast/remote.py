@@ -37,6 +37,11 @@ class CoordinatorCalls:
         """Bind to the coordinators."""
         self._endpoints = endpoints
 
+    @property
+    def endpoints(self) -> Endpoints:
+        """The coordinators, for groups of calls that are typed elsewhere."""
+        return self._endpoints
+
     async def register_vm(self, vm: VmRecord, *, replace: bool) -> VmInfo:
         """Register a VM."""
         request = state_pb2.RegisterVmRequest(vm=vm, replace=replace)

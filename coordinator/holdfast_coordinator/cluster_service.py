@@ -96,6 +96,8 @@ class ClusterService(ClusterServiceServicer):
             draining=request.draining if request.HasField("draining") else None,
             weight_bytes=request.weight_bytes if request.HasField("weight_bytes") else None,
         )
+        if change == NodeChange():
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "say what to change: whether it drains, or its weight")
         decision = await self._nodes.change(node_id, change, call.entry, dry_run=request.dry_run)
         return pb.SetNodeResponse(
             plan=None if decision.plan is None else plan_message(decision.plan), applied=decision.applied

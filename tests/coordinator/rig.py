@@ -29,15 +29,16 @@ from holdfast_core.model.records import object_mac, point_mac
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.credentials import Credential, new_token, parse_token
-from holdfast_core.runtime.metadata.store import MetadataStore
+from holdfast_core.runtime.metadata.store import MetadataStore, Put
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import access_pb2, cluster_pb2, state_pb2
 from holdfast_proto.v1.access_pb2_grpc import AccessServiceStub
 from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
+from holdfast_proto.v1.collection_pb2_grpc import CollectionServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus, TenantKeys
-from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, VmRecord, VolumeRecord, VolumeSpec
+from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, NodeRecord, VmRecord, VolumeRecord, VolumeSpec
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 from holdfast_proto.v1.tenants_pb2_grpc import TenantServiceStub
 
@@ -83,6 +84,7 @@ class Client:
         self._state = StateServiceStub(self._channel)
         self._cluster = ClusterServiceStub(self._channel)
         self._tenants = TenantServiceStub(self._channel)
+        self._collection = CollectionServiceStub(self._channel)
 
     async def state(self, name: str, request: Any) -> Any:
         """Call a method of the state service."""
@@ -91,6 +93,10 @@ class Client:
     async def cluster(self, name: str, request: Any) -> Any:
         """Call a method of the cluster service."""
         return await self._call(getattr(self._cluster, name), request)
+
+    async def collection(self, name: str, request: Any) -> Any:
+        """Call a method of the collection service."""
+        return await self._call(getattr(self._collection, name), request)
 
     async def access(self, name: str, request: Any) -> Any:
         """Call a method of the access service."""
@@ -195,6 +201,12 @@ class Client:
         """List a VM's points."""
         request = state_pb2.ListPointsRequest(vm_id=vm_id, include_forgotten=include_forgotten)
         return list((await self.state("ListPoints", request)).points)
+
+
+async def add_stopped_node(store: MetadataStore, node_id: str) -> None:
+    """Register a node that sent its last heartbeat long ago, and owns and holds nothing."""
+    record = NodeRecord(node_id=node_id, zone="zone-9", capacity_bytes=1 << 40, incarnation=bytes(16))
+    await store.txn([], [Put(keyspace.node_record(node_id), record.SerializeToString())])
 
 
 async def records(store: MetadataStore) -> list[AuditRecord]:

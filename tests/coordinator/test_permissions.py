@@ -24,9 +24,9 @@ from holdfast_core.runtime.metadata.store import Put
 from holdfast_core.runtime.rules import all_rules
 from holdfast_core.runtime.status import error_from_rpc
 from holdfast_proto.v1 import cluster_pb2, state_pb2
-from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_proto.v1.common_pb2 import NodeHealing, NodeStatus
 from holdfast_proto.v1.records_pb2 import SessionRecord, VmRecord, VolumeSpec
-from tests.coordinator.rig import Client, empty_object_commit, records, refused, zero_commit
+from tests.coordinator.rig import Client, add_stopped_node, empty_object_commit, records, refused, zero_commit
 
 ALL: Final = TENANT_PERMISSIONS | CLUSTER_PERMISSIONS
 NONCE: Final = bytes(range(16))
@@ -104,6 +104,8 @@ def discard_vm(world: World) -> state_pb2.DiscardVmRequest:
 VM: Final = VmRecord(vm_id="vm-1", volumes=[VolumeSpec(name="root", uri="/disks/root")])
 STATUS: Final = NodeStatus(node_id="node-1", address="127.0.0.1:1025", zone="zone-1", capacity_bytes=1 << 40)
 HEARTBEAT: Final = cluster_pb2.HeartbeatRequest(status=STATUS, incarnation=bytes([1]) * 16)
+SET_NODE: Final = cluster_pb2.SetNodeRequest(node_id="node-1", weight_bytes=1 << 39)
+HISTORY: Final = cluster_pb2.GetLayoutHistoryRequest()
 BEGIN_OBJECT: Final = state_pb2.BeginObjectRequest(task_id="task-1", nonce=NONCE[::-1])
 CASES: Final = [
     Case("RegisterVm", "vm.register", "vm/vm-1", lambda w: state_pb2.RegisterVmRequest(vm=VM)),
@@ -139,6 +141,9 @@ CASES: Final = [
     Case("WatchCluster", "cluster.read", "cluster", lambda w: None, filtered=True),
     Case("PlanLayout", "cluster.admin", "cluster", lambda w: cluster_pb2.PlanLayoutRequest()),
     Case("ApplyLayout", "cluster.admin", "cluster", lambda w: cluster_pb2.ApplyLayoutRequest(previous_epoch=1)),
+    Case("SetNode", "cluster.admin", "node/node-1", lambda w: SET_NODE),
+    Case("RemoveNode", "cluster.admin", "node/node-9", lambda w: cluster_pb2.RemoveNodeRequest(node_id="node-9")),
+    Case("GetLayoutHistory", "cluster.read", "cluster", lambda w: HISTORY, filtered=True),
 ]
 # Calls about a session take what began it; they have tests of their own below.
 OWN: Final = frozenset({"KeepAlive", "CommitPoint", "CommitObject", "AbortSession"})
@@ -156,6 +161,7 @@ def test_the_table_has_every_call_of_both_services() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.method}-{case.permission}-{case.resource}")
 async def test_a_call_takes_its_permission_on_its_resource_and_nothing_else(world: World, case: Case) -> None:
+    await add_stopped_node(world.store, "node-9")
     roles = {"one": {case.permission}, "rest": ALL - {case.permission}, "all": ALL}
 
     async def hold(role: str, pattern: str) -> None:
@@ -346,7 +352,7 @@ def test_of_several_data_epochs_a_writer_gets_the_one_that_it_seals_with() -> No
 
 
 async def test_what_nodes_hold_is_told_to_who_may_read_of_all_tenants(world: World) -> None:
-    await world.admin.beat(1, used_bytes=7, free_bytes=8, block_count=9)
+    await world.admin.beat(1, used_bytes=7, free_bytes=8, block_count=9, healing=NodeHealing(repaired_blocks=3))
     looks: list[Callable[[Client], Any]] = [
         lambda client: client.cluster("ListNodes", cluster_pb2.ListNodesRequest()),
         lambda client: client.cluster("GetClusterStatus", cluster_pb2.GetClusterStatusRequest()),
@@ -358,6 +364,8 @@ async def test_what_nodes_hold_is_told_to_who_may_read_of_all_tenants(world: Wor
         for node in (await look(world.agent)).nodes:
             assert not any((node.used_bytes, node.free_bytes, node.block_count, node.capacity_bytes))
             assert all((node.node_id, node.address, node.zone, node.up))
+            assert not node.HasField("healing")
+            assert not node.HasField("state")
     stats = state_pb2.GetStatsRequest()
     assert (await world.admin.state("GetStats", stats)).cluster_used_bytes == 7
     assert (await world.agent.state("GetStats", stats)).cluster_used_bytes == 0

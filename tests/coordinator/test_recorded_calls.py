@@ -18,7 +18,16 @@ from holdfast_core.runtime.rules import all_rules
 from holdfast_proto.v1 import cluster_pb2, state_pb2
 from holdfast_proto.v1.records_pb2 import VmRecord, VolumeSpec
 from tests.coordinator.faults import Fault, FaultyStore
-from tests.coordinator.rig import Client, coordinator, empty_object_commit, eventually, records, refused, zero_commit
+from tests.coordinator.rig import (
+    Client,
+    add_stopped_node,
+    coordinator,
+    empty_object_commit,
+    eventually,
+    records,
+    refused,
+    zero_commit,
+)
 
 NONCE = bytes(range(16))
 
@@ -41,7 +50,9 @@ class World:
 
     async def state(self) -> dict[str, bytes]:
         """Return every key that a call may change, and its value."""
-        prefixes = [keyspace.TenantKeyspace(1).keys.removesuffix("keys"), keyspace.LAYOUT_HEAD, keyspace.AUDIT_HEAD]
+        tenant = keyspace.TenantKeyspace(1).keys.removesuffix("keys")
+        nodes = [keyspace.NODE_RECORDS_PREFIX, keyspace.NODE_STATES_PREFIX]
+        prefixes = [tenant, keyspace.LAYOUT_PREFIX, keyspace.LAYOUT_HISTORY_PREFIX, keyspace.AUDIT_HEAD, *nodes]
         return {item.key: item.value for item in (await self.store.snapshot(prefixes)).items}
 
 
@@ -82,8 +93,11 @@ async def world(store: SqliteStore, clock: ManualClock) -> AsyncIterator[World]:
             "GetStats": state_pb2.GetStatsRequest(),
             "DiscardVm": state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=point.point_id),
             "ApplyLayout": cluster_pb2.ApplyLayoutRequest(previous_epoch=1),
+            "SetNode": cluster_pb2.SetNodeRequest(node_id="node-1", weight_bytes=1 << 39),
+            "RemoveNode": cluster_pb2.RemoveNodeRequest(node_id="node-9"),
         }
         await client.beat(4)
+        await add_stopped_node(store, "node-9")
         yield World(client, faults, store, requests)
 
 
@@ -129,6 +143,8 @@ async def outcomes(world: World, *calls: tuple[str, Any]) -> list[str]:
         ("ForgetObject", "NOT_FOUND"),
         ("DiscardVm", "REPEATED"),
         ("ApplyLayout", "CONFLICT"),
+        ("SetNode", "REPEATED"),
+        ("RemoveNode", "NOT_FOUND"),
     ],
 )
 async def test_what_is_asked_for_again_is_made_once_and_the_log_says_so(world: World, name: str, again: str) -> None:

@@ -1,19 +1,34 @@
-"""A node behind real gRPC with a coordinator that answers heartbeats."""
+"""A node behind real gRPC with a coordinator that answers heartbeats, and every kind of store."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from holdfast_storagenode.datadir import DataDirectory
+from holdfast_storagenode.embedded import EmbeddedStorageNode
 from holdfast_storagenode.home import DirectoryHome
+from holdfast_storagenode.memory import MemoryStore
 from holdfast_storagenode.node import NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
 from holdfast_storagenode.store import BlockStore
-from tests.storagenode.cluster import HeartbeatCoordinator, NodeClient, TestClock, eventually, make_layout, mint
+from tests.storagenode.blocks import partition_of
+from tests.storagenode.cluster import (
+    HeartbeatCoordinator,
+    LoopThread,
+    NodeClient,
+    TestClock,
+    eventually,
+    make_layout,
+    mint,
+)
+from tests.storagenode.engines import SMALL, open_engine, plant_rot
+from tests.storagenode.remote import RemoteStore
+from tests.storagenode.rigs import Rig
 
 
 @dataclass(slots=True)
@@ -64,3 +79,39 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     await node.stop(1.0)
     home.close()
     await coordinator.stop()
+
+
+@pytest.fixture(params=["segments", "memory", "grpc"])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    """Every kind of store, empty, with room for 1 MiB where a bound can be set."""
+    options = EngineOptions(capacity_bytes=1 << 20, reserve_bytes=0, segment_bytes=SMALL.segment_bytes)
+    if request.param == "memory":
+        memory = MemoryStore(partition_of, capacity_bytes=1 << 20)
+        yield Rig(
+            memory,
+            lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"),
+            partition_of,
+            memory,
+        )
+    elif request.param == "segments":
+        store = open_engine(tmp_path, options=options)
+        store.learn_epoch(0)
+        yield Rig(store, lambda _, block: plant_rot(tmp_path, block.data), partition_of, store)
+        store.close()
+    else:
+        loop = LoopThread()
+        layout = make_layout()
+        coordinator = HeartbeatCoordinator(layout=layout)
+        node = EmbeddedStorageNode(
+            "node-1", [loop.run(coordinator.start())], data_dir=tmp_path, heartbeat_s=0.05, options=options
+        )
+        address = loop.run(node.start())
+        loop.run(eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats)))
+        assert node._node is not None
+        behind = node._node._opened_store()
+        behind.learn_epoch(0)
+        remote = RemoteStore(loop, address, coordinator.signer)
+        yield Rig(remote, lambda _, block: plant_rot(tmp_path, block.data), layout.partition_of, behind)
+        loop.run(node.stop())
+        loop.run(coordinator.stop())
+        loop.close()

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from holdfast_core.model.block import Kind, SealedBlock, verify_view
+from holdfast_core.model.block import Kind, verify_view
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_storagenode.embedded import EmbeddedStorageNode
-from holdfast_storagenode.memory import MemoryStore
-from holdfast_storagenode.segments.engine import EngineOptions
-from holdfast_storagenode.store import BlockStore, PartitionOf, Verdict
-from tests.storagenode.blocks import make_block, make_blocks, partition_of
-from tests.storagenode.cluster import HeartbeatCoordinator, LoopThread, eventually, make_layout
-from tests.storagenode.engines import SMALL, open_engine, plant_rot
-from tests.storagenode.remote import RemoteStore
+from holdfast_storagenode.store import BlockEntry, Holding, Verdict
+from tests.storagenode.blocks import make_block, make_blocks
+from tests.storagenode.rigs import Rig
 
 ALL = 1 << 30
 
@@ -172,3 +164,192 @@ def test_status_adds_up(rig: Rig) -> None:
     assert after.used_bytes - before.used_bytes >= sum(len(block.data) for block in blocks)
     assert before.free_bytes - after.free_bytes == after.used_bytes - before.used_bytes
     assert after.capacity_bytes == 1 << 20
+
+
+def stamps(rig: Rig, tenant: int = 1) -> dict[bytes, int]:
+    """What each whole block counts as stamped with."""
+    return {entry.block_id: entry.stamp for entry in rig.store.scan(tenant, partition=None, after=b"", limit=1000)}
+
+
+def test_a_put_stamps_what_it_brings_and_what_is_there(rig: Rig) -> None:
+    old, new = make_block(1), make_block(2)
+    rig.store.put(1, [old], stamp=3)
+    assert rig.store.put(1, [old, new], stamp=5) == [Verdict.PRESENT, Verdict.OK]
+    assert stamps(rig) == {old.id: 5, new.id: 5}
+    assert rig.store.put(1, [old, new], stamp=4) == [Verdict.PRESENT, Verdict.PRESENT]
+    assert stamps(rig) == {old.id: 5, new.id: 5}, "a stamp never goes back"
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_what_is_found_under_an_epoch_is_stamped_and_what_is_looked_at_is_not(rig: Rig, verify: bool) -> None:
+    blocks = make_blocks(3)
+    ids = [block.id for block in blocks]
+    rig.store.put(1, blocks, stamp=2)
+    assert rig.store.has(1, ids, verify=verify) == [Verdict.OK] * 3
+    assert stamps(rig) == dict.fromkeys(ids, 2)
+    asked = [ids[0], make_block(9).id, ids[1], ids[0]]
+    answers = [Verdict.OK, Verdict.MISSING, Verdict.OK, Verdict.OK]
+    assert rig.store.has(1, asked, verify=verify, stamp=6) == answers
+    assert stamps(rig) == {ids[0]: 6, ids[1]: 6, ids[2]: 2}
+    used = rig.store.status().used_bytes
+    assert rig.store.has(1, asked, verify=verify, stamp=6) == answers
+    assert rig.store.has(1, asked, verify=verify, stamp=5) == answers
+    assert rig.store.put(1, blocks[:2], stamp=6) == [Verdict.PRESENT] * 2
+    assert rig.store.status().used_bytes == used, "stamped already, so nothing is written"
+    assert stamps(rig) == {ids[0]: 6, ids[1]: 6, ids[2]: 2}
+
+
+def test_a_delete_keeps_what_is_stamped_at_or_above_its_cutoff(rig: Rig) -> None:
+    blocks = make_blocks(4)
+    ids = [block.id for block in blocks]
+    for block, stamp in zip(blocks, (3, 4, 5, 3), strict=True):
+        rig.store.put(1, [block], stamp=stamp)
+    rig.store.has(1, [ids[3]], stamp=7)
+    asked = [*ids, make_block(9).id, ids[0]]
+    answers = [Verdict.OK, Verdict.KEPT, Verdict.KEPT, Verdict.KEPT, Verdict.MISSING, Verdict.MISSING]
+    assert rig.store.delete(1, asked, cutoff=4) == answers
+    assert stamps(rig) == {ids[1]: 4, ids[2]: 5, ids[3]: 7}
+    assert rig.store.delete(1, ids, cutoff=6) == [Verdict.MISSING, Verdict.OK, Verdict.OK, Verdict.KEPT]
+    assert rig.store.get(1, ids, bytes_max=ALL) == [*[Verdict.MISSING] * 3, blocks[3]]
+
+
+def test_a_cutoff_below_the_highest_seen_is_refused(rig: Rig) -> None:
+    block = make_block(1)
+    rig.store.put(1, [block], stamp=1)
+    assert rig.store.delete(1, [make_block(2).id], cutoff=6) == [Verdict.MISSING]
+    with pytest.raises(HoldfastError) as refused:
+        rig.store.delete(1, [block.id], cutoff=5)
+    assert refused.value.code is ErrorCode.CONFLICT
+    assert rig.store.has(1, [block.id]) == [Verdict.OK]
+    assert rig.store.delete(1, [block.id], cutoff=6) == [Verdict.OK]
+
+
+def test_a_block_that_was_deleted_begins_anew(rig: Rig) -> None:
+    block = make_block(1)
+    rig.store.put(1, [block], stamp=8)
+    rig.store.delete(1, [block.id])
+    assert rig.store.has(1, [block.id], stamp=9) == [Verdict.MISSING]
+    assert rig.store.put(1, [block], stamp=2) == [Verdict.OK]
+    assert stamps(rig) == {block.id: 2}
+
+
+def test_a_corrupt_copy_is_not_listed_and_hands_its_stamp_on(rig: Rig) -> None:
+    blocks = sorted(make_blocks(6), key=lambda block: (rig.partition_of(block.id), block.id))
+    ids = [block.id for block in blocks]
+    rig.store.put(1, blocks, stamp=7)
+    rig.rot(1, blocks[2])
+    assert rig.store.has(1, ids, verify=True, stamp=8)[2] is Verdict.CORRUPT
+    assert stamps(rig) == dict.fromkeys([*ids[:2], *ids[3:]], 8)
+    page = rig.store.scan(1, partition=None, after=ids[0], limit=3)
+    assert [entry.block_id for entry in page] == [ids[1], ids[3], ids[4]], "a page is as long as was asked"
+    assert rig.store.put(1, [blocks[2]], stamp=3) == [Verdict.OK]
+    assert stamps(rig) == {**dict.fromkeys(ids, 8), ids[2]: 7}
+
+
+def test_the_same_block_of_two_tenants_has_two_stamps(rig: Rig) -> None:
+    block = make_block(1)
+    rig.store.put(1, [block], stamp=3)
+    rig.store.put(2, [block], stamp=5)
+    assert (stamps(rig, 1), stamps(rig, 2)) == ({block.id: 3}, {block.id: 5})
+    assert rig.store.delete(1, [block.id], cutoff=4) == [Verdict.OK]
+    assert rig.store.delete(2, [block.id], cutoff=4) == [Verdict.KEPT]
+
+
+# What the block service does not offer is asked of the store behind it.
+
+
+def test_tenants_are_those_of_which_something_is_held(rig: Rig) -> None:
+    assert rig.behind.tenants() == []
+    blocks = make_blocks(3)
+    for tenant in (300, 2, 70_000):
+        rig.store.put(tenant, blocks)
+    assert rig.behind.tenants() == [2, 300, 70_000]
+    rig.store.delete(300, [block.id for block in blocks])
+    assert rig.behind.tenants() == [2, 70_000]
+
+
+def expected_holdings(entries: dict[int, list[bytes]]) -> list[Holding]:
+    return [
+        Holding(tenant, len(ids), (sum(int.from_bytes(i, "big") for i in ids) % 2**256).to_bytes(32, "big"))
+        for tenant, ids in sorted(entries.items())
+        if ids
+    ]
+
+
+def test_holdings_are_counts_and_sums_of_ids_and_follow_every_change(rig: Rig) -> None:
+    held: dict[int, list[bytes]] = {1: [], 2: []}
+
+    def check() -> None:
+        for partition in range(16):
+            there = {tenant: [i for i in ids if rig.partition_of(i) == partition] for tenant, ids in held.items()}
+            assert rig.behind.holdings(partition) == expected_holdings(there)
+
+    blocks = make_blocks(60)
+    check()
+    for at in range(0, 60, 20):
+        rig.store.put(1 + at % 40 // 20, blocks[at : at + 20])
+        held[1 + at % 40 // 20].extend(block.id for block in blocks[at : at + 20])
+        check()
+    rig.store.has(1, held[1], stamp=4)
+    gone = held[1][:7]
+    rig.store.delete(1, gone)
+    held[1] = held[1][7:]
+    check()
+    rotten = next(block for block in blocks if block.id == held[1][0])
+    rig.rot(1, rotten)
+    assert rig.store.get(1, [rotten.id], bytes_max=ALL) == [Verdict.CORRUPT]
+    rig.store.put(1, [blocks[0]])
+    held[1] = [*held[1][1:], blocks[0].id]
+    check()
+    rig.store.put(1, [rotten])
+    held[1].append(rotten.id)
+    check()
+
+
+def test_copies_that_are_set_aside_are_listed(rig: Rig) -> None:
+    blocks = sorted(make_blocks(5), key=lambda block: (rig.partition_of(block.id), block.id))
+    for tenant in (1, 2):
+        rig.store.put(tenant, blocks)
+    assert rig.behind.quarantined(limit=10) == []
+    for block in blocks[1:4]:
+        rig.rot(1, block)
+    for tenant in (2, 1):
+        rig.store.get(tenant, [block.id for block in blocks], bytes_max=ALL)
+    rig.store.put(1, [make_block(50)])
+    damaged = [(tenant, block_id) for tenant, block_id in rig.behind.quarantined(limit=10) if tenant == 1]
+    assert damaged == [(1, block.id) for block in blocks[1:4]]
+    assert rig.behind.quarantined(limit=2) == damaged[:2]
+    rig.store.put(1, [blocks[1]])
+    rig.store.delete(1, [blocks[2].id])
+    assert [i for tenant, i in rig.behind.quarantined(limit=10) if tenant == 1] == [blocks[3].id]
+
+
+def test_a_floor_counts_for_what_is_there_and_what_comes(rig: Rig) -> None:
+    blocks = make_blocks(40)
+    rig.store.put(1, blocks[:30], stamp=2)
+    low = {rig.partition_of(block.id) for block in blocks[::3]}
+    rig.behind.raise_floor(sorted(low), 6)
+    rig.behind.raise_floor(sorted(low), 5)
+    rig.store.put(1, blocks[30:], stamp=3)
+    expected = {
+        block.id: 6 if rig.partition_of(block.id) in low else (2 if at < 30 else 3) for at, block in enumerate(blocks)
+    }
+    assert stamps(rig) == expected
+    used = rig.store.status().used_bytes
+    under = [block.id for block in blocks if expected[block.id] == 6]
+    assert rig.store.has(1, under, stamp=6) == [Verdict.OK] * len(under)
+    assert rig.store.status().used_bytes == used
+    answers = rig.store.delete(1, [block.id for block in blocks], cutoff=6)
+    assert answers == [Verdict.KEPT if expected[block.id] == 6 else Verdict.OK for block in blocks]
+    assert rig.store.delete(1, under, cutoff=7) == [Verdict.OK] * len(under)
+
+
+def test_the_epoch_learnt_only_rises(rig: Rig) -> None:
+    block = make_block(1)
+    rig.store.put(1, [block], stamp=1)
+    for epoch, newest in ((0, 0), (4, 4), (3, 4), (4, 4), (5, 5)):
+        rig.behind.learn_epoch(epoch)
+        assert rig.behind.epoch == newest
+    assert rig.behind.scan(1, partition=None, after=b"", limit=9) == [
+        BlockEntry(block.id, len(block.data), int(Kind.VOLUME), 1)
+    ], "stamps are of blocks, and to learn an epoch is no reason to stamp any"

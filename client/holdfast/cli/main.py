@@ -15,6 +15,7 @@ from holdfast.cli import (
     agent,
     audit,
     cluster,
+    collection,
     files,
     keys,
     objects,
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, serve, cluster, demo):
+for part in (up, services, agent, points, serve, cluster, collection, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
 app.add_typer(objects.app, name="app")

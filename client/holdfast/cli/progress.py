@@ -32,6 +32,32 @@ def shown(what: str, *, clock: Clock | None = None) -> Iterator[ProgressCallback
 
 
 @contextmanager
+def counted(what: str, *, clock: Clock | None = None) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows how far `what` is, where that is no number of bytes: a phrase that changes."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.status import Status
+
+        with Status(what, console=Console(stderr=True)) as status:
+            yield lambda phrase: status.update(f"{what}: {phrase}")
+    else:
+        yield _phrases(what, clock if clock is not None else SystemClock(), sys.stderr.write)
+
+
+def _phrases(what: str, clock: Clock, write: Callable[[str], object]) -> Callable[[str], None]:
+    last_s = clock.monotonic_s()
+
+    def show(phrase: str) -> None:
+        nonlocal last_s
+        now_s = clock.monotonic_s()
+        if now_s - last_s >= _LINE_INTERVAL_S:
+            last_s = now_s
+            write(f"holdfast: {what}: {phrase}\n")
+
+    return show
+
+
+@contextmanager
 def _bar(what: str) -> Iterator[ProgressCallback]:
     # Imported here: a tenth of a second that a script does not pay.
     from rich.console import Console

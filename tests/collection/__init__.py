@@ -1,0 +1,1 @@
+"""Tests of collection: its parts alone, and races of real parts in one process."""
