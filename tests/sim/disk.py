@@ -66,7 +66,7 @@ class Disk:
     Attributes:
         floors: stamp floors by partition.
         floor: of the whole store, from index rebuilds.
-        rebuilt: whether the stamps are unknown since an index rebuild.
+        rebuilt: whether the stamps are unknown since an index rebuild, or because the disk is new.
         cutoff_seen: the highest cut-off of a delete.
         epoch: the newest collection epoch that was made durable.
         slow_s: what making a batch durable takes at most.
@@ -77,7 +77,7 @@ class Disk:
     saved: dict[str, bytes] = field(default_factory=dict)
     floors: dict[int, int] = field(default_factory=dict)
     floor: int = 0
-    rebuilt: bool = False
+    rebuilt: bool = True
     cutoff_seen: int = 0
     epoch: int = 0
     capacity_bytes: int = CAPACITY_BYTES
@@ -126,7 +126,7 @@ class Disk:
         self.under_way.clear()
         self.stamps_lost.clear()
         self.floor = self.cutoff_seen = self.epoch = self.used_bytes = 0
-        self.rebuilt = False
+        self.rebuilt = True
 
 
 def keep(disk: Disk, partition: int, key: Key, data: bytes) -> bool:
