@@ -8,12 +8,14 @@ from typing import Any, Final
 import grpc.aio
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY, KINDS, Capability, CapabilityVerifier
+from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY, Capability, CapabilityVerifier
 from holdfast_core.runtime.clock import Clock
 from holdfast_storagenode.cluster import ClusterKnowledge
 
 # A session sends one token with each of its calls; a token has at most 4 KiB.
 _TOKENS_KEPT_MAX: Final = 256
+
+PEER_VERB: Final = "peer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class AccessControl:
     def enter(self, context: grpc.aio.ServicerContext[Any, Any], verb: str) -> Capability:
         """Return the call's capability, which allows `verb` now.
 
+        What a node may do among its peers and what clients and coordinators may do are kept apart: a token with the
+        verb `peer` opens nothing else, whatever other verbs it names, and no other token opens that.
+
         Raises:
             HoldfastError: DENIED; NOT_READY if the node has not heard from a coordinator yet.
         """
@@ -51,6 +56,9 @@ class AccessControl:
                 token = value
         capability = self._verify(token)
         capability.require(verb)
+        of_peer = bool(capability.node) or PEER_VERB in capability.verbs
+        if of_peer != (verb == PEER_VERB) or (of_peer and not capability.node):
+            raise HoldfastError(ErrorCode.DENIED, f"the capability is not one for {verb!r}")
         return capability
 
     def recheck(self, capability: Capability) -> None:
@@ -83,8 +91,3 @@ class AccessControl:
             del self._verified[next(iter(self._verified))]
         self._verified[token] = _Verified(capability, now_unix_ms)
         return capability
-
-
-def sees_all_kinds(capability: Capability) -> bool:
-    """Return whether the capability reaches every kind of block, so that nothing has to be looked at twice."""
-    return capability.kinds == KINDS

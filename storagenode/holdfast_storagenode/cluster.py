@@ -1,16 +1,23 @@
-"""What a node knows of its cluster: the id, the newest layout, and the keys that capabilities are signed with.
+"""What a node knows of its cluster: the id, the living layouts, the grant, and the keys that capabilities are signed with.
 
 It comes from heartbeats' answers and is saved, so that a node which restarts while no coordinator answers still serves.
+Who else is there, and the token to call them with, are not saved: they are old as soon as they are written.
+
 The cluster's id and the placement (seed and number of partitions) never change: an answer that says otherwise is from
 somebody else and is refused, because the index and every key on disk depend on them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.capability import CapabilityVerifier
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
+from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_storagenode.living import Living
 
 
 class ClusterKnowledge:
@@ -23,8 +30,10 @@ class ClusterKnowledge:
             HoldfastError: as `Layout.from_message`.
         """
         self._known = HeartbeatResponse()
-        self._layout: Layout | None = None
+        self._living: Living | None = None
         self._verifier = CapabilityVerifier("", {})
+        self._peer_capability = ""
+        self._peers: Mapping[str, NodeStatus] = MappingProxyType({})
         if saved is not None:
             self.take(saved)
 
@@ -34,14 +43,34 @@ class ClusterKnowledge:
         return self._known.cluster_id
 
     @property
+    def living(self) -> Living | None:
+        """The living layouts, None before the first; another object whenever they change."""
+        return self._living
+
+    @property
     def layout(self) -> Layout | None:
         """The newest layout, None before the first."""
-        return self._layout
+        return None if self._living is None else self._living.newest
 
     @property
     def layout_epoch(self) -> int:
         """Epoch of the newest layout, 0 before the first."""
-        return 0 if self._layout is None else self._layout.epoch
+        return 0 if self._living is None else self._living.newest.epoch
+
+    @property
+    def layout_revision(self) -> int:
+        """Revision of the layout set that is known, 0 for none."""
+        return self._known.layout_revision
+
+    @property
+    def peers(self) -> Mapping[str, NodeStatus]:
+        """The other nodes by name, as a coordinator said last in this process's life."""
+        return self._peers
+
+    @property
+    def peer_capability(self) -> str:
+        """Token for calls to other nodes, "" before the first answer in this process's life."""
+        return self._peer_capability
 
     def partition_of(self, block_id: bytes) -> int:
         """Return the partition of a block; the same for the life of the cluster.
@@ -49,9 +78,9 @@ class ClusterKnowledge:
         Raises:
             HoldfastError: NOT_READY before the first layout.
         """
-        if self._layout is None:
+        if self._living is None:
             raise HoldfastError(ErrorCode.NOT_READY, "the cluster has no layout yet")
-        return self._layout.partition_of(block_id)
+        return self._living.newest.partition_of(block_id)
 
     @property
     def verifier(self) -> CapabilityVerifier:
@@ -62,7 +91,7 @@ class ClusterKnowledge:
         """Return what would be known after a coordinator's answer, None if that is nothing new. Changes nothing.
 
         Raises:
-            HoldfastError: MISMATCH if the answer is from another cluster.
+            HoldfastError: MISMATCH if the answer is from another cluster; CORRUPT for a layout that contradicts itself.
         """
         if self.cluster_id and response.cluster_id != self.cluster_id:
             raise HoldfastError(
@@ -70,33 +99,68 @@ class ClusterKnowledge:
                 f"this node belongs to the cluster {self.cluster_id}, and the coordinator to {response.cluster_id}; "
                 "check --coordinator and --data",
             )
-        news = HeartbeatResponse(cluster_id=response.cluster_id, verifying_keys=response.verifying_keys)
-        layout = self._newer_layout(response)
-        if layout is not None:
-            news.layout.CopyFrom(response.layout)
-        elif self._known.HasField("layout"):
-            news.layout.CopyFrom(self._known.layout)
-        return None if news == self._known else news
+        self._check_placement(response)
+        layouts = response if self._brings_layouts(response) else self._known
+        news = HeartbeatResponse(
+            cluster_id=response.cluster_id,
+            verifying_keys=response.verifying_keys,
+            layout=layouts.layout if layouts.HasField("layout") else None,
+            layout_revision=layouts.layout_revision,
+            older_layouts=layouts.older_layouts,
+            granted_epoch=layouts.granted_epoch,
+        )
+        if news == self._known:
+            return None
+        # Read before it is saved: what cannot be read must not be.
+        _living(news)
+        return news
 
     def take(self, known: HeartbeatResponse) -> None:
-        """Make what `judge` returned count."""
-        layout = Layout.from_message(known.layout) if known.HasField("layout") else None
+        """Make what `judge` returned count.
+
+        Raises:
+            HoldfastError: CORRUPT for a layout that contradicts itself.
+        """
+        living = _living(known)
         keys = {key.key_id: key.public_key for key in known.verifying_keys}
         self._verifier = CapabilityVerifier(known.cluster_id, keys)
-        self._layout = layout
+        if living != self._living:
+            self._living = living
         self._known = known
 
-    def _newer_layout(self, response: HeartbeatResponse) -> Layout | None:
-        if not response.HasField("layout"):
-            return None
-        message, known = response.layout, self._layout
+    def hear(self, response: HeartbeatResponse) -> None:
+        """Take over what an answer says of the moment: the other nodes, and the token to call them with."""
+        self._peer_capability = response.peer_capability
+        self._peers = MappingProxyType({node.node_id: node for node in response.nodes})
+
+    def _check_placement(self, response: HeartbeatResponse) -> None:
+        known = self.layout
         if known is None:
-            return Layout.from_message(message)
-        if (message.seed, message.partitions) != (known.seed, known.partitions):
-            raise HoldfastError(
-                ErrorCode.MISMATCH,
-                "the coordinator's layout has another seed or number of partitions than this node's blocks are filed "
-                "under; these never change, so it is not this node's cluster",
-            )
-        # Every heartbeat brings the layout; only a newer one is worth parsing.
-        return Layout.from_message(message) if message.epoch > known.epoch else None
+            return
+        brought = [response.layout] if response.HasField("layout") else []
+        for message in (*brought, *response.older_layouts):
+            if (message.seed, message.partitions) != (known.seed, known.partitions):
+                raise HoldfastError(
+                    ErrorCode.MISMATCH,
+                    "the coordinator's layout has another seed or number of partitions than this node's blocks are "
+                    "filed under; these never change, so it is not this node's cluster",
+                )
+
+    def _brings_layouts(self, response: HeartbeatResponse) -> bool:
+        """Whether an answer has layouts that are not older than what is known; they never go back."""
+        return response.HasField("layout") and (response.layout.epoch, response.layout_revision) >= (
+            self.layout_epoch,
+            self.layout_revision,
+        )
+
+
+def _living(known: HeartbeatResponse) -> Living | None:
+    """Read the layouts of what is known.
+
+    Raises:
+        HoldfastError: CORRUPT for one that contradicts itself.
+    """
+    if not known.HasField("layout"):
+        return None
+    messages = (known.layout, *known.older_layouts)
+    return Living(tuple(Layout.from_message(message) for message in messages), known.granted_epoch)

@@ -1,9 +1,10 @@
-"""Heartbeats: the node tells any coordinator that it lives, and learns layout, keys and the cluster's id in return."""
+"""Heartbeats: the node tells any coordinator that it lives, and learns layouts, keys and the cluster's id in return."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import HEARTBEAT_INTERVAL_S
@@ -13,40 +14,50 @@ from holdfast_core.runtime.logs import Log
 from holdfast_proto.v1.cluster_pb2 import HeartbeatRequest, HeartbeatResponse
 from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
 from holdfast_proto.v1.common_pb2 import NodeStatus
+from holdfast_storagenode.core import NodeCore
 
 # Until the first layout has formed a node asks often: the whole cluster waits for it.
 _WAITING_INTERVAL_S: Final = 0.2
 _TIMEOUT_S: Final = 5.0
 
+Send: TypeAlias = Callable[[HeartbeatRequest], Awaitable[HeartbeatResponse]]
+"""Sends a heartbeat to any coordinator, within a deadline of its own."""
+
+
+def heartbeats_over(endpoints: Endpoints) -> Send:
+    """Return what sends heartbeats to the coordinators of `endpoints`."""
+
+    async def send(request: HeartbeatRequest) -> HeartbeatResponse:
+        return await endpoints.call(
+            lambda channel: ClusterServiceStub(channel).Heartbeat, request, timeout_s=_TIMEOUT_S
+        )
+
+    return send
+
 
 class Heartbeats:
-    """Beats for one node until it is cancelled.
-
-    `status` makes the node's status, `learn` takes a coordinator's answer and says whether it brought news, and
-    `waiting` says whether the node still lacks a layout.
-    """
+    """Beats for one node until it is cancelled; one heartbeat is under way at a time."""
 
     def __init__(
         self,
-        endpoints: Endpoints,
+        core: NodeCore,
+        send: Send,
         *,
         incarnation: bytes,
         interval_s: float | None,
         status: Callable[[], Awaitable[NodeStatus]],
-        learn: Callable[[HeartbeatResponse], Awaitable[bool]],
-        waiting: Callable[[], bool],
         clock: Clock,
         log: Log,
     ) -> None:
-        """Prepare; `interval_s` bounds what the coordinator asks for."""
-        self._endpoints = endpoints
+        """Prepare; `status` makes the node's status, `interval_s` bounds what the coordinator asks for."""
+        self._core = core
+        self._send = send
         self._incarnation = incarnation
         self._interval_s = interval_s
         self._status = status
-        self._learn = learn
-        self._waiting = waiting
         self._clock = clock
         self._log = log
+        self._turn = asyncio.Lock()
         self._lease_id = 0
         self._joined = False
         self._trouble = ""
@@ -62,25 +73,54 @@ class Heartbeats:
         while True:
             await self._clock.sleep(await self._beat())
 
+    async def fresh_epoch(self) -> int:
+        """Return the collection epoch that a coordinator read after this call began; the store knows it by then.
+
+        Raises:
+            HoldfastError: what the coordinator answered, or UNREACHABLE.
+        """
+        response, _ = await self._exchange()
+        return response.collection_epoch
+
     async def _beat(self) -> float:
         """Send one heartbeat and return the seconds until the next."""
-        request = HeartbeatRequest(status=await self._status(), lease_id=self._lease_id, incarnation=self._incarnation)
         interval_s = HEARTBEAT_INTERVAL_S if self._interval_s is None else self._interval_s
         try:
-            response = await self._endpoints.call(
-                lambda channel: ClusterServiceStub(channel).Heartbeat, request, timeout_s=_TIMEOUT_S
-            )
-            news = await self._learn(response)
+            response, news = await self._exchange()
         except HoldfastError as error:
             self._note(error)
-            return min(interval_s, _WAITING_INTERVAL_S) if self._waiting() else interval_s
-        self._settle(response)
+            return self._soon(interval_s)
         if news:
             # The coordinator waits to hear that this node knows the new layout.
             return 0.0
         asked_s = response.interval_ms / 1000 or interval_s
-        interval_s = asked_s if self._interval_s is None else min(self._interval_s, asked_s)
-        return min(interval_s, _WAITING_INTERVAL_S) if self._waiting() else interval_s
+        return self._soon(asked_s if self._interval_s is None else min(self._interval_s, asked_s))
+
+    async def _exchange(self) -> tuple[HeartbeatResponse, bool]:
+        """Send one heartbeat and learn from the answer; return it, and whether it brought news."""
+        async with self._turn:
+            request = HeartbeatRequest(
+                status=await self._status(),
+                lease_id=self._lease_id,
+                incarnation=self._incarnation,
+                layout_revision=self._core.cluster.layout_revision,
+            )
+            response = await self._send(request)
+            news = await self._core.learn(response)
+        if news:
+            cluster = self._core.cluster
+            self._log.info(
+                "cluster learnt",
+                layout_epoch=cluster.layout_epoch,
+                older_epochs=[] if cluster.living is None else [layout.epoch for layout in cluster.living.older],
+                granted_epoch=0 if cluster.living is None else cluster.living.granted_epoch,
+                keys=len(response.verifying_keys),
+            )
+        self._settle(response)
+        return response, news
+
+    def _soon(self, interval_s: float) -> float:
+        return min(interval_s, _WAITING_INTERVAL_S) if self._core.cluster.living is None else interval_s
 
     def _settle(self, response: HeartbeatResponse) -> None:
         self._lease_id = response.lease_id

@@ -14,16 +14,15 @@ from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.options import TlsFiles
 from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
-from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
-from holdfast_storagenode.cluster import ClusterKnowledge
-from holdfast_storagenode.heartbeats import Heartbeats
+from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.heartbeats import Heartbeats, heartbeats_over
 from holdfast_storagenode.home import NodeHome
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET
-from holdfast_storagenode.service import BlockService, NodeView
-from holdfast_storagenode.store import BlockStore, CompactingStore, StoreStatus
+from holdfast_storagenode.service import BlockService
+from holdfast_storagenode.store import CompactingStore
 from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
 from holdfast_storagenode.workers import Workers
 
@@ -86,8 +85,7 @@ class StorageNode:
         )
         self._metrics = NodeMetrics(self._host.registry, self._log)
         self._workers = Workers()
-        self._cluster = ClusterKnowledge()
-        self._store: BlockStore | None = None
+        self._core = NodeCore(home, self._workers, self._metrics)
         self._endpoints: Endpoints | None = None
         self._background: asyncio.Task[None] | None = None
 
@@ -105,20 +103,12 @@ class StorageNode:
         """Open the store if the placement is known, serve, begin to beat; return the address served on.
 
         Raises:
-            HoldfastError: as `ServiceHost.start` and `NodeHome.open_store`.
+            HoldfastError: as `ServiceHost.start` and `NodeCore.open`.
         """
-        saved = self._home.load_cluster()
-        if saved is not None:
-            self._cluster.take(saved)
-        await self._open_store()
-        self._metrics.watch_store(self._store_status)
-        view = NodeView(
-            store=self._opened_store,
-            partition_of=self._cluster.partition_of,
-            layout_epoch=lambda: self._cluster.layout_epoch,
-            status=self._node_status,
-        )
-        service = BlockService(view, AccessControl(self._cluster, self._clock), self._workers, self._metrics)
+        await self._core.open()
+        self._metrics.watch_store(self._core.store_status)
+        access = AccessControl(self._core.cluster, self._clock)
+        service = BlockService(self._core, access, self._metrics, self._status)
         self._host.add(add_block_service, service, SERVICE_NAME)
         await self._host.start()
         settings = self._settings
@@ -145,18 +135,16 @@ class StorageNode:
             await asyncio.wait([self._background])
         if self._endpoints is not None:
             await self._endpoints.close()
-        if self._store is not None:
-            await self._workers.run(self._store.close)
+        await self._core.close()
         await asyncio.to_thread(self._workers.close)
 
     async def _run(self, endpoints: Endpoints) -> None:
         beats = Heartbeats(
-            endpoints,
+            self._core,
+            heartbeats_over(endpoints),
             incarnation=self._home.identity.incarnation,
             interval_s=self._settings.heartbeat_s,
-            status=lambda: self._workers.run(self._node_status),
-            learn=self._learn,
-            waiting=lambda: self._cluster.layout is None,
+            status=self._status,
             clock=self._clock,
             log=self._log,
         )
@@ -164,26 +152,10 @@ class StorageNode:
             group.create_task(beats.run())
             group.create_task(self._compact())
 
-    async def _learn(self, response: HeartbeatResponse) -> bool:
-        """Take over a coordinator's answer: save it, then let it count, then open the store if it waited for this."""
-        news = self._cluster.judge(response)
-        if news is None:
-            return False
-        await self._workers.run(self._home.save_cluster, news)
-        self._cluster.take(news)
-        await self._open_store()
-        self._log.info("cluster learnt", layout_epoch=self._cluster.layout_epoch, keys=len(news.verifying_keys))
-        return True
-
-    async def _open_store(self) -> None:
-        layout = self._cluster.layout
-        if self._store is None and layout is not None:
-            self._store = await self._workers.run(self._home.open_store, layout.partition_of, self._metrics)
-
     async def _compact(self) -> None:
         while True:
             await self._clock.sleep(_COMPACT_INTERVAL_S)
-            store = self._store
+            store = self._core.store if self._core.opened else None
             if not isinstance(store, CompactingStore):
                 continue
             try:
@@ -196,40 +168,6 @@ class StorageNode:
     async def _compacted_bytes(self, store: CompactingStore) -> int:
         return await self._workers.run(store.compact, dead_fraction_min=_DEAD_FRACTION_MIN)
 
-    def _opened_store(self) -> BlockStore:
-        if self._store is None:
-            raise HoldfastError(
-                ErrorCode.NOT_READY, "the cluster has no layout yet; this node takes and serves no blocks until then"
-            )
-        return self._store
-
-    def _store_status(self) -> StoreStatus:
-        if self._store is not None:
-            return self._store.status()
-        capacity_bytes = self._home.capacity_bytes()
-        return StoreStatus(
-            capacity_bytes=capacity_bytes,
-            used_bytes=0,
-            free_bytes=capacity_bytes,
-            block_count=0,
-            quarantined_count=0,
-            full=False,
-            failed=False,
-        )
-
-    def _node_status(self) -> NodeStatus:
-        status = self._store_status()
-        return NodeStatus(
-            node_id=self.node_id,
-            address=self._settings.advertise or self._host.address,
-            zone=self._settings.zone,
-            capacity_bytes=status.capacity_bytes,
-            used_bytes=status.used_bytes,
-            free_bytes=status.free_bytes,
-            block_count=status.block_count,
-            quarantined_count=status.quarantined_count,
-            up=True,
-            full=status.full or status.failed,
-            last_seen_unix_ms=self._clock.now_unix_ms(),
-            layout_epoch=self._cluster.layout_epoch,
-        )
+    async def _status(self) -> NodeStatus:
+        address = self._settings.advertise or self._host.address
+        return await self._core.status(address=address, zone=self._settings.zone, now_unix_ms=self._clock.now_unix_ms())

@@ -1,4 +1,4 @@
-"""The one place where the node's event loop crosses into threads."""
+"""The one place where the node's event loop crosses into threads, and what a node asks of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,31 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 THREADS_MAX: Final = 32
+
+
+class Executor(Protocol):
+    """Runs what blocks: in threads, or at once where there are none to be."""
+
+    async def run(
+        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Return what `function` returns. A caller that is cancelled leaves it running to its end."""
+        ...
+
+    async def run_and_settle(
+        self,
+        function: Callable[Arguments, Future[Result]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """As `run` for a function that returns a future; wait for that too."""
+        ...
 
 
 class Workers:
