@@ -6,21 +6,20 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.logs import get_log
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
-from holdfast_storagenode.cluster import ClusterKnowledge
+from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.datadir import Identity
-from holdfast_storagenode.heartbeats import Heartbeats
+from holdfast_storagenode.heartbeats import Heartbeats, heartbeats_over
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.segments.observer import StoreObserver
-from holdfast_storagenode.service import BlockService, NodeView
+from holdfast_storagenode.service import BlockService
 from holdfast_storagenode.store import BlockStore, PartitionOf
 from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
 from tests.sim.coordinators import SimEndpoints
@@ -153,67 +152,28 @@ class _SimNode:
         self._process = process
         self._home = home
         self._zone = zone
-        self._network = network
-        self._workers: Any = SimExecutor(process, dice)
-        self._cluster = ClusterKnowledge()
-        self._store: BlockStore | None = None
+        self._core = NodeCore(home, SimExecutor(process, dice))
         self._endpoints = SimEndpoints(process, coordinators, network)
 
     async def run(self) -> None:
         """Serve and beat until something fails for good."""
-        saved = self._home.load_cluster()
-        if saved is not None:
-            self._cluster.take(saved)
-        self._open_store()
-        view = NodeView(
-            store=self._opened,
-            partition_of=self._cluster.partition_of,
-            layout_epoch=lambda: self._cluster.layout_epoch,
-            status=self._status,
-        )
+        await self._core.open()
+        access = AccessControl(self._core.cluster, self._process.clock)
         server = SimServer(self._process)
-        access = AccessControl(self._cluster, self._process.clock)
-        server.add(add_block_service, BlockService(view, access, self._workers, _METRICS), SERVICE_NAME)
+        server.add(add_block_service, BlockService(self._core, access, _METRICS, self._status), SERVICE_NAME)
         server.start()
         beats = Heartbeats(
-            self._endpoints,
+            self._core,
+            heartbeats_over(self._endpoints),
             incarnation=self._home.identity.incarnation,
             interval_s=None,
-            status=lambda: self._workers.run(self._status),
-            learn=self._learn,
-            waiting=lambda: self._cluster.layout is None,
+            status=self._status,
             clock=self._process.clock,
             log=get_log("storagenode"),
         )
         await beats.run()
 
-    async def _learn(self, response: HeartbeatResponse) -> bool:
-        news = self._cluster.judge(response)
-        if self._store is not None:
-            self._store.learn_epoch(response.collection_epoch)
-        if news is None:
-            return False
-        self._home.save_cluster(news)
-        self._cluster.take(news)
-        self._open_store()
-        return True
-
-    def _open_store(self) -> None:
-        layout = self._cluster.layout
-        if self._store is None and layout is not None:
-            self._store = self._home.open_store(layout.partition_of, StoreObserver())
-
-    def _opened(self) -> BlockStore:
-        if self._store is None:
-            raise HoldfastError(ErrorCode.NOT_READY, "no layout yet")
-        return self._store
-
-    def _status(self) -> NodeStatus:
-        return NodeStatus(
-            node_id=self._process.name,
-            address=address_of(self._process.name),
-            zone=self._zone,
-            capacity_bytes=self._home.capacity_bytes(),
-            up=True,
-            layout_epoch=self._cluster.layout_epoch,
-        )
+    async def _status(self) -> NodeStatus:
+        clock = self._process.clock
+        address = address_of(self._process.name)
+        return await self._core.status(address=address, zone=self._zone, now_unix_ms=clock.now_unix_ms())
