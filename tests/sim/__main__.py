@@ -45,10 +45,9 @@ def _one(seed: int, *, trace: bool) -> int:
 def _many(first: int, count: int, jobs: int) -> int:
     began_s = time.monotonic()
     chunks = [range(at, min(at + _CHUNK, first + count)) for at in range(first, first + count, _CHUNK)]
-    done = committed = faults = 0
+    committed = faults = 0
     failed: list[int] = []
-    for outcome in _outcomes(chunks, jobs):
-        done += 1
+    for done, outcome in enumerate(_outcomes(chunks, jobs), start=1):
         committed += outcome.committed
         faults += outcome.faults
         if outcome.violations:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -207,25 +209,40 @@ class History:
                 self.checker.violate(2, f"{made} cannot be read although nothing is broken any more")
 
 
-def run_history(plan: Plan, *, show: Callable[[str], None] | None = None) -> Outcome:
-    """Live through a plan and say how it went."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let a world run without what would tell of its dead, or stop it at moments that no seed decides."""
     old_hook: Any = sys.unraisablehook
+    log = logging.getLogger("holdfast")
+    old_level = log.level
     # Processes that crashed never end their coroutines, and Python says so when they are thrown away.
     sys.unraisablehook = lambda unraisable: None
+    log.setLevel(logging.CRITICAL + 1)
     gc.disable()
-    history = History(plan, show=show)
     try:
-        try:
-            history.loop.run_until_complete(history.run())
-        except Stuck as stuck:
-            history.checker.violate(0, f"the world is stuck: {stuck}")
-        return _outcome(history)
+        yield
     finally:
-        history.loop.close()
-        del history
         gc.enable()
         gc.collect()
+        log.setLevel(old_level)
         sys.unraisablehook = old_hook
+
+
+def run_history(plan: Plan, *, show: Callable[[str], None] | None = None) -> Outcome:
+    """Live through a plan and say how it went."""
+    with quiet():
+        return _run(plan, show)
+
+
+def _run(plan: Plan, show: Callable[[str], None] | None) -> Outcome:
+    history = History(plan, show=show)
+    try:
+        history.loop.run_until_complete(history.run())
+    except Stuck as stuck:
+        history.checker.violate(0, f"the world is stuck: {stuck}")
+    finally:
+        history.loop.close()
+    return _outcome(history)
 
 
 def _outcome(history: History) -> Outcome:

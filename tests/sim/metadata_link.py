@@ -7,7 +7,7 @@ never will be, or will be later, after its caller was told.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -48,6 +48,7 @@ class MetadataLink:
         lost_answers: share of transactions whose caller never hears what became of them.
         lag_s: how long watches lag behind at most.
         relists: share of batches in place of which a watch lists everything anew.
+        before: for scripted races: awaited before a `scan` (with its prefixes) or a `txn` (with its operations).
     """
 
     def __init__(self, process: Process, tables: MetadataTables, network: Network) -> None:
@@ -59,6 +60,7 @@ class MetadataLink:
         self.lost_answers = 0.0
         self.lag_s = 0.01
         self.relists = 0.0
+        self.before: Callable[[str, object], Awaitable[None]] | None = None
 
     async def get(self, key: str) -> KeyValue | None:
         """See `MetadataStore.get`."""
@@ -80,6 +82,7 @@ class MetadataLink:
         """See `MetadataStore.scan`."""
         check_page(limit=page_items)
         covering = covering_prefixes(prefixes)
+        await self._held("scan", prefixes)
         for page in await self._ask(lambda: self._tables.scan(covering, page_items=page_items)):
             yield page
             await self._ask(lambda: None)
@@ -105,6 +108,7 @@ class MetadataLink:
         """See `MetadataStore.txn`."""
         check_txn(conditions, operations)
         await self._process.here()
+        await self._held("txn", operations)
         if self._cut():
             await self._process.sleep(_RETRY_S)
             if self._cut():
@@ -140,6 +144,10 @@ class MetadataLink:
 
     async def close(self) -> None:
         """See `MetadataStore.close`; the store outlives its connections."""
+
+    async def _held(self, name: str, argument: object) -> None:
+        if self.before is not None:
+            await self.before(name, argument)
 
     async def _ask(self, job: Callable[[], T]) -> T:
         """Do what may be done twice: through a cut it is tried again for a while."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +44,10 @@ class Weather:
     slow_s: float = 3.0
 
 
+Gate = Callable[[str, str, Any], Awaitable[None]]
+"""Holds a request (source, target, what) back where it arrives, until it returns; for scripted races."""
+
+
 class Network:
     """All links of one world."""
 
@@ -53,6 +57,7 @@ class Network:
         self._random = world.random("network")
         self.weather = Weather()
         self._cuts: set[tuple[str, str]] = set()
+        self.gate: Gate | None = None
         self.messages = 0
 
     def cut(self, sources: Collection[str], targets: Collection[str]) -> None:
@@ -133,6 +138,9 @@ class Network:
         self, process: Process, source: Process, method: str, request: Any, reply: asyncio.Future[Any]
     ) -> None:
         answer: Any
+        if self.gate is not None:
+            await self.gate(source.name, process.name, request)
+            await process.here()
         try:
             answer = await process.handlers[method](request, source.name)
         except HoldfastError as error:

@@ -45,7 +45,10 @@ class Index:
 
 
 class Upload:
-    """The blocks of one session, on their way to the owners of the newest layout that the client knows."""
+    """The blocks of one session, on their way to the owners of the newest layout that the client knows.
+
+    `asks` is how often it asks whether blocks are there before it sends them.
+    """
 
     def __init__(
         self, process: Process, pool: NodePool, oracle: Oracle, session_id: str, grant: Grant, dice: random.Random
@@ -61,6 +64,7 @@ class Upload:
         self.capability = ""
         self.take(grant)
         self.durable: dict[bytes, None] = {}
+        self.asks = 0.6
 
     def take(self, grant: Grant) -> None:
         """Go on with a fresh grant."""
@@ -75,7 +79,7 @@ class Upload:
             HoldfastError: WRONG_EPOCH, after which the caller refreshes and sends again.
         """
         wanted = {block.id: block for block in blocks if again or block.id not in self.durable}
-        if wanted and not again and self._dice.random() < 0.6:
+        if wanted and not again and self._dice.random() < self.asks:
             for block_id in await self._present(list(wanted)):
                 self._note(block_id)
                 del wanted[block_id]
