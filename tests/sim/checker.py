@@ -18,6 +18,7 @@ from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.metadata.store import KeyValue, WatchBatch
 from holdfast_proto.v1 import common_pb2
 from holdfast_proto.v1.records_pb2 import GrantRecord, ObjectRecord, PointRecord, SessionRecord
+from tests.sim.disk import Copy
 from tests.sim.metadata import MetadataTables
 from tests.sim.nodes import NodeHost
 from tests.sim.oracle import Oracle, Ref
@@ -102,11 +103,17 @@ class Checker:
 
     def intact(self, node_id: str, ref: Ref) -> bool:
         """Whether a node's disk has the right bytes of a block, as a copy that it would serve."""
+        copy = self._copy(node_id, ref)
+        return copy is not None and not copy.aside and copy.data == self._oracle.bodies[ref].data
+
+    def _has_copy(self, node_id: str, ref: Ref) -> bool:
+        return self._copy(node_id, ref) is not None
+
+    def _copy(self, node_id: str, ref: Ref) -> Copy | None:
         host = self._nodes.get(node_id)
         if host is None or not self._living:
-            return False
-        copy = host.disk.find(self._living[0].partition_of(ref[1]), ref)
-        return copy is not None and not copy.aside and copy.data == self._oracle.bodies[ref].data
+            return None
+        return host.disk.find(self._living[0].partition_of(ref[1]), ref)
 
     def durable(self, ref: Ref) -> bool:
         """Whether W owners of one living epoch have a block, those counted whose copies were destroyed on purpose."""
@@ -126,9 +133,13 @@ class Checker:
         self.spoilt.setdefault(ref, {})[node_id] = None
 
     def forgive(self) -> None:
-        """Take off the record what has been made good: blocks that every owner has again, or that nobody needs."""
-        for ref in list(self.spoilt):
-            if self.whole(ref) or not self.referenced(ref):
+        """Take off the record what has been made good: blocks that every owner has again, or that are gone altogether.
+
+        A rotten copy of something that nobody needs stays on it: until a scrub finds it, a session may lean on it.
+        """
+        for ref, nodes in list(self.spoilt.items()):
+            gone = not self.referenced(ref) and not any(self._has_copy(node_id, ref) for node_id in nodes)
+            if gone or self.whole(ref):
                 del self.spoilt[ref]
 
     # Events on disks.

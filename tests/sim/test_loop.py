@@ -49,7 +49,8 @@ def test_threads_and_their_futures_are_at_once() -> None:
         loop.call_later(3.0, later.set_result, 7)
         with pytest.raises(ZeroDivisionError):
             await asyncio.to_thread(lambda: 1 // 0)
-        return [await asyncio.to_thread(sum, [1, 2]), await asyncio.wrap_future(later), loop.time()]
+        settled = await asyncio.wrap_future(later)
+        return [await asyncio.to_thread(sum, [1, 2]), settled, loop.time()]
 
     assert loop.run_until_complete(main()) == [3, 7, 3.0]
 
@@ -64,13 +65,16 @@ def test_a_group_that_fails_cancels_in_the_order_of_births() -> None:
         finally:
             ended.append(number)
 
+    async def group_that_fails() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(50):
+                group.create_task(waiter(number))
+            await asyncio.sleep(1)
+            raise ValueError
+
     async def main() -> None:
         with pytest.raises(ExceptionGroup):
-            async with asyncio.TaskGroup() as group:
-                for number in range(50):
-                    group.create_task(waiter(number))
-                await asyncio.sleep(1)
-                raise ValueError
+            await group_that_fails()
 
     loop.run_until_complete(main())
     assert ended == list(range(50))
