@@ -11,12 +11,16 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.bootstrap import SYSTEM_TENANT
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import parse
+from holdfast_core.model.audit.merkle import Frontier, leaf_hash
+from holdfast_core.model.audit.record import OK, AuditRecord
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.metadata.store import KeyValue, WatchBatch
 from holdfast_proto.v1 import common_pb2
+from holdfast_proto.v1.audit_pb2 import AuditBatch
 from holdfast_proto.v1.records_pb2 import GrantRecord, ObjectRecord, PointRecord, SessionRecord
 from tests.sim.disk import Copy
 from tests.sim.metadata import MetadataTables
@@ -168,6 +172,31 @@ class Checker:
         for made in self._oracle.acknowledged:
             if made not in visible and made not in self._oracle.forgetting:
                 self.violate(4, f"{made} was acknowledged and is gone")
+
+    def check_log(self) -> None:
+        """Check that the audit log is one unbroken tree, and has each acknowledged commit as done once."""
+        frontier = Frontier()
+        made: dict[str, int] = {}
+        for item in self._tables.now(keyspace.AUDIT_BATCHES_PREFIX):
+            batch = parse(item, AuditBatch).message
+            frontier = frontier.extended(map(leaf_hash, batch.lines))
+            if (batch.head.size, batch.head.root) != (frontier.size, frontier.root):
+                self.violate(7, f"the log's batch {batch.first} does not follow from those before it")
+            for record in map(AuditRecord.from_line, batch.lines):
+                if record.outcome == OK and record.details.get("step") == "commit":
+                    name = record.details.get("point") or record.details.get("object") or ""
+                    made[name] = made.get(name, 0) + 1
+        for name in self._oracle.acknowledged:
+            if made.get(name, 0) != 1:
+                self.violate(7, f"the log has {made.get(name, 0)} records of the commit of {name}")
+
+    def check_tenants(self) -> None:
+        """Check that no disk has a block under a tenant who never sealed it."""
+        for name, host in self._nodes.items():
+            for held in host.disk.copies.values():
+                for ref in held:
+                    if ref not in self._oracle.bodies and ref[0] != SYSTEM_TENANT:
+                        self.violate(8, f"{name} holds {_name(ref)}, which that tenant never made")
 
     def _check_drop(self, node_id: str, ref: Ref) -> None:
         for epoch in self._grants:

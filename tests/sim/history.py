@@ -153,6 +153,8 @@ class History:
         checker.forgive()
         checker.check_all()
         checker.check_acknowledged()
+        checker.check_log()
+        checker.check_tenants()
         await self._read_all()
         cluster.world.note("history", "has come right")
 

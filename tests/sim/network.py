@@ -57,6 +57,7 @@ class Network:
         self._random = world.random("network")
         self.weather = Weather()
         self._cuts: set[tuple[str, str]] = set()
+        self._served: dict[asyncio.Future[Any], list[tuple[Process, asyncio.Task[None]]]] = {}
         self.gate: Gate | None = None
         self.messages = 0
 
@@ -110,6 +111,7 @@ class Network:
             answer = await reply
         finally:
             timer.cancel()
+            self._let_go(source, target, reply)
         if isinstance(answer, Unheard):
             raise answer
         if isinstance(answer, HoldfastError):
@@ -132,7 +134,9 @@ class Network:
             # Nobody listens there: the caller's machine is told so at once.
             self._world.loop.call_later(self.delay_s(), _answer, source, reply, Unheard(target, "refuses connections"))
             return
-        process.spawn(self._serve(process, source, method, request, reply))
+        serving = process.spawn(self._serve(process, source, method, request, reply))
+        if not reply.done():
+            self._served.setdefault(reply, []).append((process, serving))
 
     async def _serve(
         self, process: Process, source: Process, method: str, request: Any, reply: asyncio.Future[Any]
@@ -150,10 +154,24 @@ class Network:
         elif process.alive:
             self._world.loop.call_later(self.delay_s(), _answer, source, reply, answer)
 
+    def _let_go(self, source: Process, target: str, reply: asyncio.Future[Any]) -> None:
+        """End what still serves a caller who does not listen any more, as gRPC does; now and then it goes on."""
+        served = self._served.pop(reply, None)
+        if served is None or not source.alive or self._random.random() < 0.5 or self.lost(source.name, target):
+            return
+        for process, serving in served:
+            if not serving.done():
+                self._world.loop.call_later(self.delay_s(), _cancel, process, serving)
+
     def _break(self, source: Process, target: str, reply: asyncio.Future[Any]) -> None:
         """Let a caller notice after a while that its connection is gone, as keep-alives do."""
         noticed_s = self._random.uniform(0.1, _NOTICED_S)
         self._world.loop.call_later(noticed_s, _answer, source, reply, Unheard(target, "dropped the connection"))
+
+
+def _cancel(process: Process, serving: asyncio.Task[None]) -> None:
+    if process.alive:
+        serving.cancel()
 
 
 def _answer(source: Process, reply: asyncio.Future[Any], answer: Any) -> None:
