@@ -28,6 +28,14 @@ class Recorder(StoreObserver):
         self.replays: list[int] = []
         self.commits: list[int] = []
         self.failures: list[str] = []
+        self.stamps: list[int] = []
+        self.unknown: list[str] = []
+
+    def stamped(self, *, blocks: int) -> None:
+        self.stamps.append(blocks)
+
+    def stamps_unknown(self, *, reason: str) -> None:
+        self.unknown.append(reason)
 
     def committed(self, *, seconds: float, batches: int, records: int, size_bytes: int) -> None:
         self.commits.append(batches)

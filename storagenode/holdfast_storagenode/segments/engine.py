@@ -176,6 +176,9 @@ class SegmentStore:
             options=options,
         )
         store._start()
+        if recovered.rebuilt:
+            # Before any epoch is learnt: the next start must not take this index for one that was lost.
+            store.checkpoint()
         return store
 
     @staticmethod

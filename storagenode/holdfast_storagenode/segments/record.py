@@ -115,7 +115,8 @@ class RecordFormat:
             header = RecordHeader(record_type, tenant, block_id, kind, length, 0, number, offset)
         else:
             header = RecordHeader(record_type, tenant, block_id, kind, length, number, 0, offset)
-        return header if length == 0 or header.carries_block or record_type is RecordType.STAMP else None
+        stamps = record_type is RecordType.STAMP and length % BLOCK_ID_BYTES == 0
+        return header if length == 0 or header.carries_block or stamps else None
 
     def file_header(self, segment: int) -> bytes:
         """Return the 32 bytes that begin segment number `segment`."""

@@ -35,7 +35,10 @@ _APPLY_RECORDS: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The state to go on from: index, table, epochs, length of every segment, and the end of the log."""
+    """The state to go on from: index, table, epochs, length of every segment, and the end of the log.
+
+    `rebuilt` says that the index was made anew and has not been written whole yet.
+    """
 
     index: Index
     table: BlockTable
@@ -43,6 +46,7 @@ class Recovered:
     sizes: dict[int, int]
     segment: int
     offset: int
+    rebuilt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ class Recovery:
             (self.directory / SUSPECT_NAME).unlink(missing_ok=True)
         self.observer.replayed(records=records, size_bytes=size)
         sizes = {segment: self.files.size(segment) for segment in segments}
-        return Recovered(index, table, epochs, sizes, segments[-1], sizes[segments[-1]])
+        return Recovered(index, table, epochs, sizes, segments[-1], sizes[segments[-1]], bool(reason))
 
     def _open_index(self, epochs: Epochs) -> tuple[Index, str]:
         """Return an index to start from, and why it had to be made anew ("" if it had not)."""
