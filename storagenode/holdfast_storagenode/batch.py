@@ -13,7 +13,7 @@ from holdfast_core.model.names import split_ids
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch whose form was checked: the epoch of the layout it was sent under, ids, and the bytes with each length."""
+    """A batch whose form was checked: the epoch of its layout, ids, and the bytes with the length of each block."""
 
     layout_epoch: int
     ids: list[bytes]

@@ -1,4 +1,4 @@
-"""What a node knows of its cluster: the id, the living layouts, the grant, and the keys that capabilities are signed with.
+"""What a node knows of its cluster: the id, the living layouts, the grant, the keys that capabilities are signed with.
 
 It comes from heartbeats' answers and is saved, so that a node which restarts while no coordinator answers still serves.
 Who else is there, and the token to call them with, are not saved: they are old as soon as they are written.

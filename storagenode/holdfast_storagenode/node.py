@@ -95,6 +95,11 @@ class StorageNode:
         return self._home.identity.node_id
 
     @property
+    def core(self) -> NodeCore:
+        """What it does without its network, e.g. to reach its store."""
+        return self._core
+
+    @property
     def metrics_port(self) -> int | None:
         """TCP port of the metrics page, None where there is none."""
         return self._host.metrics_port

@@ -49,7 +49,7 @@ class Served:
     @property
     def store(self) -> BlockStore:
         """The node's store."""
-        return self.node._opened_store()
+        return self.node.core.store
 
     def client(self, capability: str | None = None) -> NodeClient:
         """Return a client; by default one that may do everything for tenant 1."""

@@ -142,7 +142,7 @@ async def test_batches_go_on_while_earlier_ones_wait_and_are_answered_as_they_co
             yield batch_of(make_blocks(1, first=1000 + at), sequence=at)
         sent.set()
 
-    syncing = served.node._store._committer.lock  # type: ignore[union-attr]
+    syncing = served.node.core.store._committer.lock  # type: ignore[attr-defined]
     syncing.acquire()
     try:
         stream = aiter(client.stub.PutBlocks(requests(), metadata=client.metadata))

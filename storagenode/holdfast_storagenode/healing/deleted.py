@@ -1,4 +1,4 @@
-"""Which blocks a collection removed here, so that repair does not bring them back from a peer that has not heard yet."""
+"""Which blocks a collection removed here, so that repair does not bring them back from a peer that still has them."""
 
 from __future__ import annotations
 
