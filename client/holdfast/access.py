@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Final
 
 from holdfast_core.model.errors import HoldfastError
@@ -15,6 +16,7 @@ from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.keys import KeyRing, TenantSecrets
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1.common_pb2 import Grant
@@ -66,6 +68,7 @@ class Access:
         self._capability = grant.capability
         self._may_read_data = grant.may_read_data
         self._renew_at(grant.capability_expires_unix_ms)
+        self._addresses = {node.node_id: node.address for node in grant.nodes}
         self._pool.update(grant.nodes)
 
     def layouts(self) -> Sequence[Layout]:
@@ -121,6 +124,26 @@ class Access:
         )
         self._take(answer.grant)
 
+    def reader(self, executor: Executor) -> BlockReader:
+        """Return a reader of blocks under this access; it verifies or consumes them in `executor`."""
+        return BlockReader(self._pool, self.layouts, self.capability, executor=executor, refresh=self.changed_since)
+
+    async def changed_since(self, layouts: Sequence[Layout]) -> bool:
+        """Get a fresh grant unless there has been one with other layouts since `layouts` was handed out.
+
+        Returns whether there are other layouts by now, or nodes at other addresses.
+
+        Raises:
+            HoldfastError: as `refresh`.
+        """
+        epochs = _epochs(layouts)
+        async with self._refreshing:
+            if _epochs(self._layouts) != epochs:
+                return True
+            addresses = self._addresses
+            await self._refresh()
+            return _epochs(self._layouts) != epochs or self._addresses != addresses
+
     async def freshen(self) -> None:
         """Renew the grant if half of the capability's life is over. Readers call it before each window.
 
@@ -145,3 +168,7 @@ class Access:
                 if not spare or not error.retryable:
                     raise
                 self._renew_unix_ms = self._clock.now_unix_ms() + _RENEW_AGAIN_MS
+
+
+def _epochs(layouts: Sequence[Layout]) -> tuple[int, ...]:
+    return tuple(layout.epoch for layout in layouts)

@@ -19,6 +19,7 @@ from holdfast.calls.core import (
 )
 from holdfast.calls.files import AsyncFileCalls
 from holdfast.calls.lifecycle import AsyncLifecycleCalls
+from holdfast.calls.retention import AsyncRetentionCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, RestoreReport, Stats, VerifyReport
@@ -42,6 +43,7 @@ __all__ = [
 
 class AsyncStateManager(
     AsyncLifecycleCalls,
+    AsyncRetentionCalls,
     AsyncFileCalls,
     AsyncApplicationCalls,
     AsyncClusterCalls,

@@ -17,8 +17,7 @@ from holdfast.access import Access
 from holdfast_core.model.block import Opener, SealedBlock, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing
-from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.blocks.reader import BlockReader, Unreadable
+from holdfast_core.runtime.blocks.reader import Unreadable
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 RANGES_NAMED_MAX: Final = 64
@@ -49,10 +48,10 @@ class ContentDamage:
 class ContentReader:
     """Reads entries under one operation's access. Calls may overlap."""
 
-    def __init__(self, access: Access, pool: NodePool, executor: Executor) -> None:
+    def __init__(self, access: Access, executor: Executor) -> None:
         """Bind to an operation."""
         self._access = access
-        self._reader = BlockReader(pool, access.layouts, access.capability, executor=executor)
+        self._reader = access.reader(executor)
         self._ring = access.ring
         self._opener = access.ring.opener()
 

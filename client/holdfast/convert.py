@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,9 +13,12 @@ from holdfast.results import (
     ClusterStatus,
     Codec,
     Consistency,
+    LayoutChange,
     LayoutInfo,
     LayoutPlan,
     LayoutState,
+    NodeDecision,
+    NodeHealing,
     NodeInfo,
     NodeShare,
     ObjectForm,
@@ -28,11 +32,14 @@ from holdfast.results import (
     VolumeInfo,
     VolumeSpec,
 )
+from holdfast.retention import PointLock, RetainedPoint, RetentionRules
 from holdfast_core.model import block
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.lifecycle import check_definition, checked_keep, checked_labels
+from holdfast_core.model.limits import RETENTION_COUNT_MAX
 from holdfast_core.model.names import check_id, check_name, check_volume_name
+from holdfast_core.model.retention import check_rules
 from holdfast_core.model.uris import check_volume_uri
 from holdfast_proto.v1 import cluster_pb2, common_pb2, records_pb2, state_pb2
 
@@ -194,7 +201,42 @@ def vm_info(record: records_pb2.VmRecord) -> VmInfo:
         template_id=record.template_id,
         keep=tuple(map(keep_rule, record.keep)),
         discarding_unix_ms=record.discarding_unix_ms,
+        retention=retention_rules(record.retention) if record.HasField("retention") else None,
     )
+
+
+def retention_rules(message: records_pb2.RetentionRules) -> RetentionRules:
+    """Return rules of retention."""
+    return RetentionRules(**{field.name: getattr(message, field.name) for field in dataclasses.fields(RetentionRules)})
+
+
+def retention_message(rules: RetentionRules) -> records_pb2.RetentionRules:
+    """Return rules of retention as a message.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT or LIMIT_EXCEEDED if they are not allowed.
+    """
+    counts = dataclasses.asdict(rules)
+    for name, count in counts.items():
+        if not 0 <= count <= RETENTION_COUNT_MAX:
+            raise HoldfastError(
+                ErrorCode.LIMIT_EXCEEDED, f"{name} is {count}; a rule keeps from 0 to {RETENTION_COUNT_MAX} points"
+            )
+    message = records_pb2.RetentionRules(**counts)
+    check_rules(message)
+    return message
+
+
+def point_lock(record: records_pb2.LockRecord) -> PointLock:
+    """Return a lock."""
+    return PointLock(record.point_id, record.until_unix_ms, record.principal, record.set_unix_ms)
+
+
+def retained_points(points: Iterable[state_pb2.RetainedPoint]) -> list[RetainedPoint]:
+    """Return what rules made of points."""
+    return [
+        RetainedPoint(point.point_id, point.created_unix_ms, tuple(point.reasons), point.forgotten) for point in points
+    ]
 
 
 def label_texts(labels: Iterable[records_pb2.Label]) -> dict[str, str]:
@@ -221,8 +263,8 @@ def transfer_message(stats: TransferStats) -> records_pb2.TransferStats:
     return records_pb2.TransferStats(**{name: getattr(stats, name) for name in TransferStats.__dataclass_fields__})
 
 
-def point_info(record: records_pb2.PointRecord) -> PointInfo:
-    """Return a recovery point."""
+def point_info(record: records_pb2.PointRecord, lock: records_pb2.LockRecord | None = None) -> PointInfo:
+    """Return a recovery point, with the lock that keeps it."""
     volumes = tuple(
         VolumeInfo(
             name=volume.name,
@@ -248,6 +290,7 @@ def point_info(record: records_pb2.PointRecord) -> PointInfo:
         labels=label_texts(record.labels),
         definition=record.definition,
         definition_name=record.definition_name,
+        lock=point_lock(lock) if lock is not None else None,
     )
 
 
@@ -284,7 +327,11 @@ def stats_info(answer: state_pb2.GetStatsResponse) -> Stats:
 
 def node_info(status: common_pb2.NodeStatus) -> NodeInfo:
     """Return a node."""
-    return NodeInfo(**{name: getattr(status, name) for name in NodeInfo.__dataclass_fields__})
+    decided = {"healing", "draining", "out", "weight_bytes"}
+    plain = {name: getattr(status, name) for name in NodeInfo.__dataclass_fields__ if name not in decided}
+    healing = NodeHealing(**{name: getattr(status.healing, name) for name in NodeHealing.__dataclass_fields__})
+    state = status.state
+    return NodeInfo(**plain, healing=healing, draining=state.draining, out=state.out, weight_bytes=state.weight_bytes)
 
 
 def layout_info(message: common_pb2.Layout) -> LayoutInfo:
@@ -318,6 +365,18 @@ def layout_plan(answer: cluster_pb2.PlanLayoutResponse) -> LayoutPlan:
         slots_total=answer.slots_total,
         explanation=tuple(answer.explanation),
     )
+
+
+def node_decision(answer: cluster_pb2.SetNodeResponse) -> NodeDecision:
+    """Return what a change of a node came to."""
+    return NodeDecision(plan=layout_plan(answer.plan) if answer.HasField("plan") else None, applied=answer.applied)
+
+
+def layout_change(change: cluster_pb2.LayoutChange) -> LayoutChange:
+    """Return one change of the layout."""
+    lists = ("joined", "left")
+    plain = {name: getattr(change, name) for name in LayoutChange.__dataclass_fields__ if name not in lists}
+    return LayoutChange(**plain, joined=tuple(change.joined), left=tuple(change.left))
 
 
 def cluster_status(answer: cluster_pb2.GetClusterStatusResponse) -> ClusterStatus:

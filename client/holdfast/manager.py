@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from holdfast.aio import AsyncStateManager
 from holdfast.background import LoopThread
+from holdfast.calls.cluster import ClusterCalls
 from holdfast.calls.collection import CollectionCalls
 from holdfast.calls.files import FileCalls
 from holdfast.calls.lifecycle import LifecycleCalls
+from holdfast.calls.retention import RetentionCalls
 from holdfast.calls.serving import ServingCalls
 from holdfast.results import (
-    ClusterStatus,
-    LayoutInfo,
-    LayoutPlan,
-    LayoutState,
-    NodeInfo,
     ObjectInfo,
     PointInfo,
     ProgressCallback,
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class StateManager(LifecycleCalls, FileCalls, CollectionCalls, ServingCalls):
+class StateManager(LifecycleCalls, RetentionCalls, FileCalls, ServingCalls, ClusterCalls, CollectionCalls):
     """Keeps and restores the state of VMs, and the data of their tasks, in a Holdfast cluster.
 
     Safe to share between threads. A context manager; otherwise call `close`. Progress callbacks run in the manager's
@@ -272,28 +269,6 @@ class StateManager(LifecycleCalls, FileCalls, CollectionCalls, ServingCalls):
     def forget_application_data(self, storage_id: str) -> None:
         """Forget an object."""
         self._loop.run(self._core.forget_application_data(storage_id))
-
-    # The cluster
-
-    def cluster_status(self) -> ClusterStatus:
-        """Return how the cluster is."""
-        return self._loop.run(self._core.cluster_status())
-
-    def nodes(self) -> list[NodeInfo]:
-        """Return the storage nodes by name."""
-        return self._loop.run(self._core.nodes())
-
-    def layout(self) -> LayoutState:
-        """Return the living layouts."""
-        return self._loop.run(self._core.layout())
-
-    def plan_layout(self, *, remove: Sequence[str] = ()) -> LayoutPlan:
-        """Return what the next layout would change."""
-        return self._loop.run(self._core.plan_layout(remove=remove))
-
-    def apply_layout(self, previous_epoch: int, *, remove: Sequence[str] = ()) -> LayoutInfo:
-        """Make a planned layout the newest."""
-        return self._loop.run(self._core.apply_layout(previous_epoch, remove=remove))
 
 
 _READ_AHEAD_BYTES = 1024 * 1024

@@ -23,7 +23,6 @@ from holdfast.verification import CopyCheck, verify_content
 from holdfast.writing import Toolbox
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.records import check_object, check_point
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import ObjectRecord
 
@@ -46,9 +45,8 @@ class Reading:
             resource_id=resource_id,
             data_key=tools.data_key,
         )
-        reader = BlockReader(tools.pool, access.layouts, access.capability, executor=tools.executor)
-        index = IndexReader(reader, access.ring.opener(), tools.executor)
-        return access, index, ContentReader(access, tools.pool, tools.executor)
+        index = IndexReader(access.reader(tools.executor), access.ring.opener(), tools.executor)
+        return access, index, ContentReader(access, tools.executor)
 
     async def restore(
         self,

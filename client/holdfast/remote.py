@@ -9,15 +9,19 @@ from holdfast import convert
 from holdfast.lifecycle import DiscardReceipt
 from holdfast.results import (
     ClusterStatus,
+    LayoutChange,
     LayoutInfo,
     LayoutPlan,
     LayoutState,
+    NodeDecision,
     NodeInfo,
     ObjectInfo,
     PointInfo,
     Stats,
     VmInfo,
 )
+from holdfast.retention import PointLock, RetainedPoint, RetentionRules
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import LIST_ITEMS_MAX
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.endpoints import Endpoints
@@ -28,6 +32,7 @@ from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
 _STATS_TIMEOUT_S: Final = 300.0
 _DISCARD_TIMEOUT_S: Final = 300.0
+_RETENTION_TIMEOUT_S: Final = 300.0
 
 
 class CoordinatorCalls:
@@ -79,18 +84,49 @@ class CoordinatorCalls:
         check_name(vm_id, "VM name")
         request = state_pb2.ListPointsRequest(vm_id=vm_id, include_forgotten=include_forgotten)
         answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).ListPoints, request)
-        return [convert.point_info(point) for point in answer.points]
+        locks = {lock.point_id: lock for lock in answer.locks}
+        return [convert.point_info(point, locks.get(point.point_id)) for point in answer.points]
 
     async def point(self, point_id: str) -> PointInfo:
         """Return one point; a lineage stub too."""
         request = state_pb2.GetPointRequest(point_id=check_id(point_id, "point id"))
         answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).GetPoint, request)
-        return convert.point_info(answer.point)
+        return convert.point_info(answer.point, answer.lock if answer.HasField("lock") else None)
 
     async def forget(self, point_id: str) -> None:
         """Forget a point."""
         request = state_pb2.ForgetPointRequest(point_id=check_id(point_id, "point id"))
         await self._endpoints.call(lambda channel: StateServiceStub(channel).ForgetPoint, request)
+
+    async def lock(self, point_id: str, until_unix_ms: int) -> PointLock:
+        """Lock a point until then; returns the lock as it is."""
+        if until_unix_ms < 0:
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a lock ends in the future")
+        request = state_pb2.LockPointRequest(point_id=check_id(point_id, "point id"), until_unix_ms=until_unix_ms)
+        answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).LockPoint, request)
+        return convert.point_lock(answer.lock)
+
+    async def unlock(self, point_id: str) -> None:
+        """Lift a point's lock."""
+        request = state_pb2.UnlockPointRequest(point_id=check_id(point_id, "point id"))
+        await self._endpoints.call(lambda channel: StateServiceStub(channel).UnlockPoint, request)
+
+    async def set_retention(self, vm_id: str, rules: RetentionRules | None) -> None:
+        """Set a VM's rules of retention; None removes them."""
+        message = None if rules is None else convert.retention_message(rules)
+        request = state_pb2.SetRetentionRequest(vm_id=check_name(vm_id, "VM name"), rules=message)
+        await self._endpoints.call(lambda channel: StateServiceStub(channel).SetRetention, request)
+
+    async def apply_retention(
+        self, vm_id: str, rules: RetentionRules | None, *, dry_run: bool
+    ) -> Sequence[RetainedPoint]:
+        """Apply rules of retention to a VM's points; its own where `rules` is None."""
+        message = None if rules is None else convert.retention_message(rules)
+        request = state_pb2.ApplyRetentionRequest(vm_id=check_name(vm_id, "VM name"), rules=message, dry_run=dry_run)
+        answer = await self._endpoints.call(
+            lambda channel: StateServiceStub(channel).ApplyRetention, request, timeout_s=_RETENTION_TIMEOUT_S
+        )
+        return convert.retained_points(answer.points)
 
     async def list_objects(self, task_id: str) -> list[ObjectInfo]:
         """Return a task's objects, oldest first."""
@@ -168,3 +204,25 @@ class CoordinatorCalls:
             cluster_pb2.ApplyLayoutRequest(previous_epoch=previous_epoch, remove_node_ids=remove),
         )
         return convert.layout_info(answer.layout)
+
+    async def set_node(
+        self, node_id: str, *, draining: bool | None, weight_bytes: int | None, dry_run: bool
+    ) -> NodeDecision:
+        """Change what is decided of a node."""
+        request = cluster_pb2.SetNodeRequest(
+            node_id=check_name(node_id, "node name"), draining=draining, weight_bytes=weight_bytes, dry_run=dry_run
+        )
+        answer = await self._endpoints.call(lambda channel: ClusterServiceStub(channel).SetNode, request)
+        return convert.node_decision(answer)
+
+    async def remove_node(self, node_id: str, *, lost: bool) -> None:
+        """End a node's membership."""
+        request = cluster_pb2.RemoveNodeRequest(node_id=check_name(node_id, "node name"), lost=lost)
+        await self._endpoints.call(lambda channel: ClusterServiceStub(channel).RemoveNode, request)
+
+    async def layout_history(self) -> list[LayoutChange]:
+        """Return how layouts followed one another, newest first."""
+        answer = await self._endpoints.call(
+            lambda channel: ClusterServiceStub(channel).GetLayoutHistory, cluster_pb2.GetLayoutHistoryRequest()
+        )
+        return [convert.layout_change(change) for change in answer.changes]

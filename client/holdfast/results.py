@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.lifecycle import KeepRule
+from holdfast.retention import PointLock, RetentionRules
 from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
 
 
@@ -70,6 +71,7 @@ class VmInfo:
         template_id: the point that first snapshots take fingerprints from, empty for none.
         keep: what must be stored before it may be discarded.
         discarding_unix_ms: when its discarding began; 0 for a VM that lives.
+        retention: which of its points are kept; None keeps all.
     """
 
     vm_id: str
@@ -81,6 +83,7 @@ class VmInfo:
     template_id: str = ""
     keep: tuple[KeepRule, ...] = ()
     discarding_unix_ms: int = 0
+    retention: RetentionRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class VolumeInfo:
 class PointInfo:
     """A recovery point. `parent_id` is empty for a snapshot; `forgotten` marks a lineage stub without content.
 
-    `labels` and the definition are what the VM had when the point was begun; `definition` is left out of lists.
+    `labels` and the definition are what the VM had when the point was begun; `definition` is left out of lists. `lock`
+    is what keeps it from being forgotten, None where nothing does.
     """
 
     point_id: str
@@ -157,6 +161,7 @@ class PointInfo:
     labels: Mapping[str, str] = field(default_factory=dict)
     definition: bytes = b""
     definition_name: str = ""
+    lock: PointLock | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -285,8 +290,47 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeHealing:
+    """What a node says of its copies.
+
+    Attributes:
+        synced_epoch: newest layout epoch of which it holds all that it has to; 0 for none.
+        partitions: partitions that it owns in the newest layout that it knows.
+        partitions_synced: those of them that it holds all of.
+        partitions_at_risk: those that it does not, because too few former owners can be reached.
+        foreign_blocks: blocks that it has to hand over before it lets go of them.
+        unrepaired_blocks: blocks that it lacks or holds corrupt, and that no peer it reached could give.
+        repaired_blocks: blocks that it got from peers since it started.
+        repaired_bytes: their sealed bytes.
+        scrub_permille: how much of its blocks the present round of scrubbing has read, in thousandths.
+        scrubbed_unix_ms: when the last whole round ended; 0 for never.
+        collection_epoch: newest collection epoch that it knows.
+    """
+
+    synced_epoch: int = 0
+    partitions: int = 0
+    partitions_synced: int = 0
+    partitions_at_risk: int = 0
+    foreign_blocks: int = 0
+    unrepaired_blocks: int = 0
+    repaired_blocks: int = 0
+    repaired_bytes: int = 0
+    scrub_permille: int = 0
+    scrubbed_unix_ms: int = 0
+    collection_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A storage node as the coordinator knows it."""
+    """A storage node as the coordinator knows it.
+
+    Attributes:
+        layout_epoch: newest layout epoch under which, or a newer one, it takes every write.
+        healing: what it says of its copies; told to who may see the whole cluster.
+        draining: whether an operator drains it.
+        out: whether layouts are made without it because it was down for too long; ends when it is back.
+        weight_bytes: its weight in new layouts; 0 for its capacity.
+    """
 
     node_id: str
     address: str
@@ -300,6 +344,10 @@ class NodeInfo:
     quarantined_count: int
     last_seen_unix_ms: int
     layout_epoch: int
+    healing: NodeHealing = NodeHealing()
+    draining: bool = False
+    out: bool = False
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +382,44 @@ class LayoutPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeDecision:
+    """What a change of a node came to: `plan` says what it moves (None before the first layout)."""
+
+    plan: LayoutPlan | None
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChange:
+    """One change of the layout.
+
+    Attributes:
+        epoch: the epoch that it made.
+        made_unix_ms: when.
+        settled_unix_ms: when it was the only living one, or a newer one was; 0 while older ones live.
+        reason: why, a phrase.
+        slots_moved: owner slots that moved.
+        slots_total: owner slots in all.
+        joined: nodes that came in.
+        left: nodes that went out.
+    """
+
+    epoch: int
+    made_unix_ms: int
+    settled_unix_ms: int
+    reason: str
+    slots_moved: int
+    slots_total: int
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """How the cluster is; `state` is "ready" or a sentence that says what it waits for."""
+    """How the cluster is; `state` is "ready" or a sentence: what it waits for, what is at risk, how far it has healed.
+
+    While it heals it takes writes and reads as ever; `writable` says whether it does.
+    """
 
     cluster_id: str
     state: str

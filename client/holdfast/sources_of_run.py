@@ -20,7 +20,6 @@ from holdfast.sources.layered import LayeredSource
 from holdfast.sources.opening import open_of
 from holdfast.sources.told import ToldChanges
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_proto.v1.records_pb2 import VolumeRecord
 from holdfast_proto.v1.state_pb2 import BeginPointResponse
 
@@ -113,7 +112,7 @@ class SourcesOfRun:
 
 @asynccontextmanager
 async def laid_over_parent(
-    sources: Mapping[str, VolumeSource], begun: BeginPointResponse, access: Access, pool: NodePool
+    sources: Mapping[str, VolumeSource], begun: BeginPointResponse, access: Access
 ) -> AsyncIterator[Mapping[str, VolumeSource]]:
     """Give the sources, with the parent's volumes below those that are differences.
 
@@ -127,7 +126,7 @@ async def laid_over_parent(
         for name, source in sources.items():
             if isinstance(source, DifferenceSource):
                 record = _volume_below(name, source, begun)
-                image = await images.enter_async_context(PointImage(access, pool, record))
+                image = await images.enter_async_context(PointImage(access, record))
                 laid[name] = LayeredSource(source, BlockingImage(image, runner_on(loop)))
         yield laid
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 
 from holdfast.access import Access
@@ -11,9 +11,10 @@ from holdfast.index import DAMAGE, IndexReader, volume_leaves
 from holdfast.restoring.volumes import Callback, leaf_windows, read_volume
 from holdfast.results import ProgressCallback, VerifyReport
 from holdfast_core.model.errors import HoldfastError
+from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.blocks.reader import Unreadable
+from holdfast_core.runtime.blocks.reader import REFRESHES_MAX, Unreadable
 from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_OK
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
 
@@ -94,10 +95,25 @@ class CopyCheck:
     async def _check(self, entries: Sequence[Entry]) -> tuple[ContentDamage | None, int]:
         """Ask the owners about some blocks; returns what no owner has whole, and how many lack a copy."""
         ids = {each for entry in entries for each in (entry.block_id, entry.base_id) if each}
+        layouts = self._access.layouts()
+        unreadable, thin = await self._ask_owners(ids, layouts)
+        for _ in range(REFRESHES_MAX):
+            # As in reading: owners let go of what a newer layout has elsewhere.
+            if not unreadable or not await self._access.changed_since(layouts):
+                break
+            layouts = self._access.layouts()
+            unreadable, thin = await self._ask_owners(ids, layouts)
+        else:
+            unreadable = Unreadable(unreachable=(*unreadable.damaged, *unreadable.unreachable))
+        if not unreadable:
+            return None, thin
+        bad = {*unreadable.damaged, *unreadable.unreachable}
+        named = tuple(entry for entry in entries if entry.block_id in bad or entry.base_id in bad)
+        return ContentDamage(unreadable, named), thin
+
+    async def _ask_owners(self, ids: Iterable[bytes], layouts: Sequence[Layout]) -> tuple[Unreadable, int]:
         owners = {
-            block_id: tuple(
-                dict.fromkeys(node for layout in self._access.layouts() for node in layout.owners_of_block(block_id))
-            )
+            block_id: tuple(dict.fromkeys(node for layout in layouts for node in layout.owners_of_block(block_id)))
             for block_id in ids
         }
         questions: dict[str, list[bytes]] = {}
@@ -109,23 +125,17 @@ class CopyCheck:
         answers = {node: task.result() for node, task in tasks.items()}
         missing, corrupt, unreachable = [], [], []
         thin = 0
-        newest = self._access.newest()
         for block_id, nodes in owners.items():
             verdicts = [answers[node].get(block_id, 0) for node in nodes]
             if VERDICT_OK in verdicts:
-                thin += any(answers[node].get(block_id) != VERDICT_OK for node in newest.owners_of_block(block_id))
+                thin += any(answers[node].get(block_id) != VERDICT_OK for node in layouts[0].owners_of_block(block_id))
             elif 0 in verdicts:
                 unreachable.append(block_id)
             elif VERDICT_CORRUPT in verdicts:
                 corrupt.append(block_id)
             else:
                 missing.append(block_id)
-        unreadable = Unreadable(tuple(missing), tuple(corrupt), tuple(unreachable))
-        if not unreadable:
-            return None, thin
-        bad = {*missing, *corrupt, *unreachable}
-        named = tuple(entry for entry in entries if entry.block_id in bad or entry.base_id in bad)
-        return ContentDamage(unreadable, named), thin
+        return Unreadable(tuple(missing), tuple(corrupt), tuple(unreachable)), thin
 
     async def _ask(self, node: str, ids: Sequence[bytes]) -> dict[bytes, int]:
         """Return a verdict an id; nothing from a node that does not answer."""

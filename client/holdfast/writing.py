@@ -69,7 +69,7 @@ class Toolbox:
 
     def reader(self, access: Access) -> BlockReader:
         """Return a reader under an operation's access."""
-        return BlockReader(self.pool, access.layouts, access.capability, executor=self.executor)
+        return access.reader(self.executor)
 
     def index(self, access: Access, reader: BlockReader) -> IndexReader:
         """Return a reader of index nodes."""
@@ -271,7 +271,7 @@ class PointJob(WriteJob[PointInfo]):
         sampler = Sampler(
             access.ring, tools.executor, fraction=wish.sample, seed=tools.random_bytes(_SAMPLE_SEED_BYTES)
         )
-        async with laid_over_parent(opened.sources, begun, access, tools.pool) as laid:
+        async with laid_over_parent(opened.sources, begun, access) as laid:
             sources = PointSources(begun.vm, parent, base, damaged, laid, wish.sources.keys(), wish.told)
             volumes = await reader.read(sources, Planner(sources, index, tools.executor, sampler))
         if damage:

@@ -26,6 +26,7 @@ from holdfast_coordinator.audit.sealing import Sealing
 from holdfast_coordinator.audit.segments import SegmentBlocks
 from holdfast_coordinator.audit.service import AuditService
 from holdfast_coordinator.bootstrap import SYSTEM_TENANT, Cluster, ClusterOptions, RandomBytes, open_cluster
+from holdfast_coordinator.cautious_clock import CautiousClock
 from holdfast_coordinator.cluster_service import ClusterService
 from holdfast_coordinator.collection.parts import CollectionSettings, collection_duties, collections_of
 from holdfast_coordinator.collection.running import Collections
@@ -139,6 +140,7 @@ class Coordinator:
         self._settings = settings
         self._random_bytes = random_bytes
         self._clock: Clock = clock or SystemClock()
+        self._lock_clock = CautiousClock(self._clock)
         self._registry = registry or new_registry()
         self._metrics = CoordinatorMetrics(self._registry, self._clock)
         self._view = ClusterView(store)
@@ -245,6 +247,7 @@ class Coordinator:
                 self._view,
                 self._pool,
                 clock=self._clock,
+                lock_clock=self._lock_clock,
                 metrics=self._metrics,
                 session_ttl_s=self._settings.session_ttl_s,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Walk
@@ -16,13 +17,21 @@ from holdfast_coordinator.damage_scope import DamageScope
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.records import each, still
 from holdfast_coordinator.transactions import Outcome, attempt, contention
-from holdfast_coordinator.view import ClusterView
+from holdfast_coordinator.view import ClusterView, LayoutSet
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.model.limits import BLOCK_ID_BYTES, IDS_PER_REQUEST_MAX
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.metadata.store import Condition, Delete, KeyValue, MetadataStore, Operation, Put
+from holdfast_core.runtime.metadata.store import (
+    Condition,
+    Delete,
+    KeyValue,
+    MetadataStore,
+    ModRevisionIs,
+    Operation,
+    Put,
+)
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
 # A transaction of the ledger takes 100 operations of its callers; one of them marks the change.
@@ -68,18 +77,19 @@ class Damage:
         The audit log has the call with the first of them; what a crash leaves out the next reader reports again.
 
         Raises:
-            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name; INVALID_ARGUMENT for a wrong length.
+            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name; INVALID_ARGUMENT for a wrong length;
+                CONFLICT if the layouts changed while the owners were asked.
         """
         if len(block_ids) > IDS_PER_REQUEST_MAX:
             raise HoldfastError(
                 ErrorCode.LIMIT_EXCEEDED, f"{len(block_ids)} ids were reported; {IDS_PER_REQUEST_MAX} at most"
             )
-        layouts = (await self._view.current_layouts()).layouts
-        lost = await self._lost(block_ids, layouts)
+        layout_set = await self._view.current_layouts()
+        lost = await self._lost(block_ids, layout_set.layouts)
         if lost:
-            named = await self._scope.named(lost, walks, layouts)
+            named = await self._scope.named(lost, walks, layout_set.layouts)
             lost = [block_id for block_id in lost if block_id in named]
-        return await self._record(lost, resource_id, entry)
+        return await self._record(lost, layout_set, resource_id, entry)
 
     async def confirm(self, block_ids: Sequence[bytes], entry: Entry) -> int:
         """Record those ids that every owner confirms as lost, as `report` does, for who has met them in trees.
@@ -87,10 +97,11 @@ class Damage:
         They are recorded with the action of `entry` in place of a point or object: a collection knows of none.
 
         Raises:
-            HoldfastError: LIMIT_EXCEEDED for more ids than a request may name.
+            HoldfastError: CONFLICT as `report`.
         """
-        layouts = (await self._view.current_layouts()).layouts
-        return await self._record(await self._lost(block_ids, layouts), entry.action, entry)
+        layout_set = await self._view.current_layouts()
+        lost = await self._lost(block_ids, layout_set.layouts)
+        return await self._record(lost, layout_set, entry.action, entry)
 
     async def _lost(self, block_ids: Sequence[bytes], layouts: Sequence[Layout]) -> list[bytes]:
         """Return the ids of which every owner has said that it has no good bytes."""
@@ -101,14 +112,16 @@ class Damage:
             if not good[block_id] and silent.isdisjoint(_owners(block_id, layouts))
         ]
 
-    async def _record(self, lost: Sequence[bytes], resource_id: str, entry: Entry) -> int:
+    async def _record(self, lost: Sequence[bytes], layout_set: LayoutSet, resource_id: str, entry: Entry) -> int:
+        # Owners let go of what a newer layout has elsewhere: what they said counts while the layouts are the same.
+        asked_under: list[Condition] = [ModRevisionIs(keyspace.LAYOUT_HEAD, layout_set.revision)]
         marks = [Put(self._space.damaged_block(block_id), resource_id.encode()) for block_id in lost]
         entry.details["blocks"] = str(len(marks))
         if marks:
             first = [*marks[:_IDS_PER_TXN], Put(self._space.damage_head, b"")]
-            if await self._ledger.apply(entry, [], first) is not Outcome.APPLIED:
+            if await self._ledger.apply(entry, asked_under, first) is not Outcome.APPLIED:
                 raise contention("the record of damaged blocks")
-        await self._write(marks[_IDS_PER_TXN:])
+        await self._write(marks[_IDS_PER_TXN:], asked_under)
         return len(lost)
 
     async def heal(self, block_ids: Iterable[bytes], layouts: Sequence[Layout]) -> Sequence[bytes]:
@@ -128,12 +141,12 @@ class Damage:
         await self._write([Delete(self._space.damaged_block(block_id)) for block_id in whole])
         return sorted(set(wanted).difference(whole))
 
-    async def _write(self, operations: Sequence[Operation]) -> None:
+    async def _write(self, operations: Sequence[Operation], conditions: Sequence[Condition] = ()) -> None:
         """Apply in portions; each is harmless to apply twice, so an unknown outcome is simply tried again."""
         for at in range(0, len(operations), _IDS_PER_TXN):
             portion = [*operations[at : at + _IDS_PER_TXN], Put(self._space.damage_head, b"")]
             for _ in range(2):
-                if await attempt(self._store, [], portion) is Outcome.APPLIED:
+                if await attempt(self._store, conditions, portion) is Outcome.APPLIED:
                     break
             else:
                 raise contention("the record of damaged blocks")

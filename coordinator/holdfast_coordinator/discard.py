@@ -7,6 +7,7 @@ Invariants:
       until the end there is something that keep rules can be fulfilled from.
     * Whoever stops in between leaves a VM that is marked as being discarded: no session begins on it, and the same call
       again, to any coordinator, goes on. What is done so far is counted in the key that becomes the receipt.
+    * No locked point goes, nor any other of its VM: the registration is compared, which setting a lock writes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Barrier, Findings
 from holdfast_coordinator.durability import Check, Checked, Durability
 from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.locks import Locks
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.objects import Objects
 from holdfast_coordinator.records import Stored, each, load, parse, still
@@ -36,8 +38,8 @@ from holdfast_proto.v1.records_pb2 import OBJECT_FORM_FILES, KeepRule, ObjectRec
 from holdfast_proto.v1.state_pb2 import DiscardVmRequest, DiscardVmResponse, KeptObject
 from holdfast_proto.v1.tenants_pb2 import Quota
 
-# A transaction of the ledger takes 100 operations of its callers; a point takes up to three of them.
-POINTS_PER_TXN: Final = 30
+# A transaction of the ledger takes 100 operations of its callers; a point takes up to four of them.
+POINTS_PER_TXN: Final = 23
 RECEIPT_TTL_S: Final = METADATA_LEASE_TTL_S_MAX
 
 _LOST: Final = frozenset({ErrorCode.NOT_DURABLE, ErrorCode.CORRUPT, ErrorCode.MISSING})
@@ -71,6 +73,7 @@ class _Plan:
     Attributes:
         points: lineage stubs too, in the order in which they go.
         done: what is counted so far, as `progress` has it.
+        ended_locks: keys of locks that keep their points no more, by point id.
         conditions: under which all this stays true, but for the points' own.
     """
 
@@ -80,6 +83,7 @@ class _Plan:
     progress: KeyValue | None
     done: DiscardVmResponse
     unheld: Condition
+    ended_locks: Mapping[str, str]
     steps: int = 0
     kept: Sequence[_Kept] = ()
     checked: dict[str, Checked] = field(default_factory=dict)
@@ -97,6 +101,7 @@ class Discards:
         vms: Vms,
         objects: Objects,
         sessions: Sessions,
+        locks: Locks,
         durability: Durability,
         clock: Clock,
         metrics: CoordinatorMetrics,
@@ -109,6 +114,7 @@ class Discards:
         self._vms = vms
         self._objects = objects
         self._sessions = sessions
+        self._locks = locks
         self._durability = durability
         self._clock = clock
         self._metrics = metrics
@@ -123,7 +129,8 @@ class Discards:
 
         Raises:
             HoldfastError: NOT_FOUND if there is neither the VM nor a receipt; CONFLICT, with a list of what is missing,
-                while a keep rule is not fulfilled, if another point is the newest by now, or under contention; BUSY
+                while a keep rule is not fulfilled, while a point is locked, if another point is the newest by now, or
+                under contention; BUSY
                 with `seconds_left` while a session holds the VM; LIMIT_EXCEEDED for more objects than a VM has rules;
                 what `check_kept` raises; UNREACHABLE if too few nodes or the metadata store do not answer.
         """
@@ -177,7 +184,8 @@ class Discards:
         done = DiscardVmResponse(vm_id=vm_id)
         if progress is not None:
             done = parse(progress, DiscardVmResponse).message
-        return _Plan(vm, number, points, progress, done, unheld)
+        ended_locks = await self._locks.ended_of(vm_id, [point.message.point_id for point in points])
+        return _Plan(vm, number, points, progress, done, unheld, ended_locks)
 
     async def _keep(
         self, plan: _Plan, storage_ids: Sequence[str], check_kept: Callable[[str], None]
@@ -242,6 +250,8 @@ class Discards:
             operations += [Delete(point.key), Delete(self._space.point_id(point.message.point_id))]
             if point.message.definition_name:
                 operations.append(Delete(self._space.point_definition(point.message.point_id)))
+            if point.message.point_id in plan.ended_locks:
+                operations.append(Delete(plan.ended_locks[point.message.point_id]))
         if is_last:
             step = entry
             operations += await self._ending(plan, done, step)

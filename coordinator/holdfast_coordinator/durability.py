@@ -71,11 +71,14 @@ class Durability:
             try:
                 findings = await check(self._barrier(layout_set, collection_epoch), damaged)
             except HoldfastError as error:
-                if error.code is not ErrorCode.WRONG_EPOCH:
-                    raise
-                # A node knows a newer layout than we read: it is in the store by now.
-                await self._view.fresh()
-                return None
+                if error.code is ErrorCode.WRONG_EPOCH:
+                    # A node knows a newer layout than we read: it is in the store by now.
+                    await self._view.fresh()
+                    return None
+                if await self._view.changed_since(layout_set.layouts):
+                    # What was asked of owners that have let go since says nothing.
+                    return None
+                raise
             if findings.suspects:
                 lost = await self._damage.heal(findings.suspects, layout_set.layouts)
                 if lost:

@@ -8,6 +8,7 @@ from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.keyspace import TenantKeyspace
 from holdfast_coordinator.lineage import choose_heir, choose_restored
+from holdfast_coordinator.locks import Locks
 from holdfast_coordinator.records import Stored, check_fits_answer, load, parse, still
 from holdfast_coordinator.transactions import ATTEMPTS_MAX, Outcome, contention
 from holdfast_coordinator.usage import UsageChange
@@ -21,11 +22,14 @@ from holdfast_proto.v1.tenants_pb2 import Quota
 class Points:
     """Points of one tenant."""
 
-    def __init__(self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, quota: Quota) -> None:
-        """Bind to the store; `quota` is what the tenant may have."""
+    def __init__(
+        self, store: MetadataStore, space: TenantKeyspace, ledger: Ledger, *, locks: Locks, quota: Quota
+    ) -> None:
+        """Bind to the store; `locks` keep points from being forgotten, `quota` is what the tenant may have."""
         self._store = store
         self._space = space
         self._ledger = ledger
+        self._locks = locks
         self._quota = quota
 
     async def find(self, point_id: str) -> Stored[PointRecord] | None:
@@ -98,32 +102,46 @@ class Points:
         pins the roots.
 
         Raises:
-            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id; CONFLICT under contention.
+            HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a malformed id; CONFLICT while it is locked, or under
+                contention.
         """
         for _ in range(ATTEMPTS_MAX):
-            found = await self.get(point_id)
-            if found.message.forgotten:
-                entry.repeated()
-                return
-            # Read before the points: any point that becomes visible later changes it, and so the heir stays the heir.
-            number_key = self._space.point_number(found.message.vm_id)
-            number = await self._store.get(number_key)
-            heir = await self._heir(found.message)
-            conditions: list[Condition] = [found.unchanged, still(number_key, number)]
-            operations: list[Operation] = [Put(found.key, stub_of(found.message).SerializeToString())]
-            if found.message.definition_name:
-                operations.append(Delete(self._space.point_definition(point_id)))
-            freed = found.message.charged_bytes
-            if heir is not None:
-                before = heir.message.charged_bytes
-                heir.message.charged_bytes = inherited(heir.message, freed)
-                freed -= heir.message.charged_bytes - before
-                conditions.append(heir.unchanged)
-                operations.append(Put(heir.key, heir.message.SerializeToString()))
-            usage = UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=-freed) if freed else None
-            if await self._ledger.apply(entry, conditions, operations, usage) is Outcome.APPLIED:
+            if await self.try_forget(point_id, entry):
                 return
         raise contention(f"forgetting the point {point_id}")
+
+    async def try_forget(self, point_id: str, entry: Entry, only_if: Sequence[Condition] = ()) -> bool:
+        """Forget a point as `forget` does, if these conditions hold too; False: something changed, read again.
+
+        Raises:
+            HoldfastError: as `forget`.
+        """
+        found = await self.get(point_id)
+        if found.message.forgotten:
+            entry.repeated()
+            return True
+        unlocked = await self._locks.unlocked(point_id)
+        # Read before the points: any point that becomes visible later changes it, and so the heir stays the heir.
+        number_key = self._space.point_number(found.message.vm_id)
+        number = await self._store.get(number_key)
+        heir = await self._heir(found.message)
+        conditions: list[Condition] = [found.unchanged, still(number_key, number), *unlocked.conditions]
+        operations: list[Operation] = [
+            Put(found.key, stub_of(found.message).SerializeToString()),
+            *unlocked.operations,
+        ]
+        if found.message.definition_name:
+            operations.append(Delete(self._space.point_definition(point_id)))
+        freed = found.message.charged_bytes
+        if heir is not None:
+            before = heir.message.charged_bytes
+            heir.message.charged_bytes = inherited(heir.message, freed)
+            freed -= heir.message.charged_bytes - before
+            conditions.append(heir.unchanged)
+            operations.append(Put(heir.key, heir.message.SerializeToString()))
+        usage = UsageChange(tenant=self._space.tenant, quota=self._quota, bytes=-freed) if freed else None
+        together = list(dict.fromkeys([*conditions, *only_if]))
+        return await self._ledger.apply(entry, together, operations, usage) is Outcome.APPLIED
 
     async def _heir(self, point: PointRecord) -> Stored[PointRecord] | None:
         """Return who takes over a point's charge, if there is one and something to take."""

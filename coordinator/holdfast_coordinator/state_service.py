@@ -137,7 +137,9 @@ class StateService(StateServiceServicer):
     async def GetPoint(self, request: pb.GetPointRequest, context: Context) -> pb.GetPointResponse:
         """Return one point."""
         call = current_call()
-        return pb.GetPointResponse(point=await call.of.points.whole(await self._point(call, request.point_id)))
+        point = await call.of.points.whole(await self._point(call, request.point_id))
+        locks = await call.of.locks.of([point.point_id])
+        return pb.GetPointResponse(point=point, lock=locks.get(point.point_id))
 
     async def ListPoints(self, request: pb.ListPointsRequest, context: Context) -> pb.ListPointsResponse:
         """List a VM's points, oldest first; an unknown VM without any is NOT_FOUND."""
@@ -146,8 +148,10 @@ class StateService(StateServiceServicer):
         points = [stored.message for stored in await call.of.points.of_vm(request.vm_id)]
         if not points:
             await call.of.vms.get(request.vm_id)
+        locks = await call.of.locks.of(point.point_id for point in points if not point.forgotten)
         return pb.ListPointsResponse(
-            points=[point for point in points if request.include_forgotten or not point.forgotten]
+            points=[point for point in points if request.include_forgotten or not point.forgotten],
+            locks=locks.values(),
         )
 
     async def ResolvePoint(self, request: pb.ResolvePointRequest, context: Context) -> pb.ResolvePointResponse:
@@ -264,6 +268,36 @@ class StateService(StateServiceServicer):
             check_may(call, APP_LIST, of_task(task_id))
 
         return await call.of.discards.discard(request, call.entry, check_kept=check_kept)
+
+    async def LockPoint(self, request: pb.LockPointRequest, context: Context) -> pb.LockPointResponse:
+        """Lock a point, or make its lock longer."""
+        call = current_call()
+        await self._point(call, request.point_id)
+        lock = await call.of.locking.lock(request.point_id, request.until_unix_ms, call.entry)
+        return pb.LockPointResponse(lock=lock)
+
+    async def UnlockPoint(self, request: pb.UnlockPointRequest, context: Context) -> pb.UnlockPointResponse:
+        """Lift a lock before its end."""
+        call = current_call()
+        await self._point(call, request.point_id)
+        await call.of.locking.unlock(request.point_id, call.entry)
+        return pb.UnlockPointResponse()
+
+    async def SetRetention(self, request: pb.SetRetentionRequest, context: Context) -> pb.SetRetentionResponse:
+        """Say which points of a VM are kept."""
+        call = current_call()
+        call.require(of_vm(check_name(request.vm_id, "VM name")))
+        rules = request.rules if request.HasField("rules") else None
+        await call.of.retention.set_rules(request.vm_id, rules, call.entry)
+        return pb.SetRetentionResponse()
+
+    async def ApplyRetention(self, request: pb.ApplyRetentionRequest, context: Context) -> pb.ApplyRetentionResponse:
+        """Forget what rules do not keep."""
+        call = current_call()
+        call.require(of_vm(check_name(request.vm_id, "VM name")))
+        rules = request.rules if request.HasField("rules") else None
+        applied = await call.of.retention.apply(request.vm_id, rules, call.entry, dry_run=request.dry_run)
+        return pb.ApplyRetentionResponse(points=applied.told())
 
     async def _point(self, call: Call, point_id: str, *, what: str = "point") -> PointRecord:
         """Return a point that the caller may have; an id tells nothing before it is looked up.

@@ -14,6 +14,7 @@ from holdfast_coordinator.barrier import Walk
 from holdfast_coordinator.fragments import spread
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.living_reader import living_reader
 from holdfast_coordinator.points import Points
 from holdfast_coordinator.reach import Collector, IdSample, object_walks, sealed_lengths, volume_walks
 from holdfast_coordinator.records import count, each, parse
@@ -23,7 +24,6 @@ from holdfast_core.model.block import Opener
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, TransferStats
 from holdfast_proto.v1.state_pb2 import GetStatsResponse, NodeShare
@@ -93,8 +93,8 @@ class Stats:
     async def _add_reach(self, response: GetStatsResponse, mine: Iterable[Walk], others: Iterable[Walk]) -> None:
         """Fill in what only `mine` reach, what they share with `others`, and where it all is, if the nodes tell."""
         layouts = (await self._view.current_layouts()).layouts
-        self._pool.update(self._view.state.nodes)
-        collector = Collector(BlockReader(self._pool, lambda: layouts, self._grants.index_reader), self._opener)
+        reader = living_reader(self._view, self._pool, self._grants.index_reader)
+        collector = Collector(reader, self._opener)
         try:
             own, foreign = await collector.collect(mine), await collector.collect(others)
             own.narrow(foreign.bits)

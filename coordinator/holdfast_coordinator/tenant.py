@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.barrier import Barrier
+from holdfast_coordinator.cautious_clock import CautiousClock
 from holdfast_coordinator.commit import Commits
 from holdfast_coordinator.damage import Damage
 from holdfast_coordinator.damage_scope import DamageScope
@@ -15,9 +16,11 @@ from holdfast_coordinator.durability import Durability
 from holdfast_coordinator.grants import Grants
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.keyspace import TenantKeyspace
+from holdfast_coordinator.locks import Locking, Locks
 from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_coordinator.objects import Objects
 from holdfast_coordinator.points import Points
+from holdfast_coordinator.retention import Retention
 from holdfast_coordinator.sessions import Sessions
 from holdfast_coordinator.stats import Stats
 from holdfast_coordinator.view import ClusterView, LayoutSet
@@ -46,6 +49,9 @@ class Tenant:
     commits: Commits
     discards: Discards
     stats: Stats
+    locks: Locks
+    locking: Locking
+    retention: Retention
 
 
 def open_tenant(
@@ -58,15 +64,17 @@ def open_tenant(
     pool: NodePool,
     *,
     clock: Clock,
+    lock_clock: CautiousClock,
     metrics: CoordinatorMetrics,
     session_ttl_s: float,
 ) -> Tenant:
-    """Put the parts of one tenant together."""
+    """Put the parts of one tenant together; locks of its points end by `lock_clock`."""
     space = TenantKeyspace(record.tenant)
     ring = KeyRing(secrets)
     grants = Grants(chain, secrets, clock)
     vms = Vms(store, space, ledger, clock, quota=record.quota)
-    points = Points(store, space, ledger, quota=record.quota)
+    locks = Locks(store, space, lock_clock)
+    points = Points(store, space, ledger, locks=locks, quota=record.quota)
     objects = Objects(store, space, ledger, quota=record.quota)
     sessions = Sessions(
         store,
@@ -111,13 +119,31 @@ def open_tenant(
         vms=vms,
         objects=objects,
         sessions=sessions,
+        locks=locks,
         durability=durability,
         clock=clock,
         metrics=metrics,
         quota=record.quota,
     )
     stats = Stats(store, space, vms=vms, points=points, view=view, pool=pool, grants=grants, opener=ring.opener())
-    return Tenant(record, space, ring, ledger, grants, vms, points, objects, sessions, damage, commits, discards, stats)
+    return Tenant(
+        record=record,
+        space=space,
+        ring=ring,
+        ledger=ledger,
+        grants=grants,
+        vms=vms,
+        points=points,
+        objects=objects,
+        sessions=sessions,
+        damage=damage,
+        commits=commits,
+        discards=discards,
+        stats=stats,
+        locks=locks,
+        locking=Locking(store, space, ledger, vms=vms, clock=clock),
+        retention=Retention(store, space, ledger, vms=vms, points=points, locks=locks, clock=lock_clock),
+    )
 
 
 def _barriers(view: ClusterView, pool: NodePool, grants: Grants, ring: KeyRing) -> Callable[[LayoutSet, int], Barrier]:

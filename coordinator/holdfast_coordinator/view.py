@@ -7,7 +7,7 @@ transaction, or calls `fresh` first. A copy is replaced as a whole and never cha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -134,6 +134,11 @@ class ClusterView:
         if (0 if head is None else head.mod_revision) != self._state.layout_set.revision:
             await self.fresh()
         return self._state.layout_set
+
+    async def changed_since(self, layouts: Sequence[Layout]) -> bool:
+        """Return whether others than these are the living layouts in the store; the copy then has them."""
+        living = (await self.current_layouts()).layouts
+        return [layout.epoch for layout in living] != [layout.epoch for layout in layouts]
 
     async def run(self) -> None:
         """Keep the copy fresh until cancelled or until the store is closed."""

@@ -123,10 +123,17 @@ class Vms:
                 being discarded.
         """
         wanted = normalised(vm)
+        # Which points are kept is a right of its own, so it is neither given nor taken away by registering.
         item = await self._store.get(self._space.vm(wanted.vm_id))
         present = None if item is None else await self._whole(parse(item, VmRecord))
+        if vm.HasField("retention") and (present is None or present.message.retention != vm.retention):
+            raise HoldfastError(
+                ErrorCode.INVALID_ARGUMENT, f"which points of {wanted.vm_id} are kept is set by a call of its own"
+            )
         if present is not None:
             check_lives(present.message)
+            if present.message.HasField("retention"):
+                wanted.retention.CopyFrom(present.message.retention)
             if _same(present.message, wanted):
                 entry.repeated()
                 return present.message
@@ -246,11 +253,12 @@ def _fitting(vms: Sequence[VmRecord]) -> Sequence[VmRecord]:
 
 
 def _same(one: VmRecord, other: VmRecord) -> bool:
-    """Whether two registrations are the same but for the times."""
+    """Whether two registrations are the same but for the times and for which points are kept."""
     copies = []
     for vm in (one, other):
         copies.append(VmRecord())
         copies[-1].CopyFrom(vm)
         copies[-1].ClearField("created_unix_ms")
         copies[-1].ClearField("discarding_unix_ms")
+        copies[-1].ClearField("retention")
     return copies[0] == copies[1]

@@ -45,11 +45,12 @@ class FaultyStore:
         self._dead = False
         self.calls = 0
         self._before_commit: Callable[[], Awaitable[object]] | None = None
+        self._about = ""
         self._refuses_log = False
 
-    def before_next_commit(self, act: Callable[[], Awaitable[object]]) -> None:
-        """Let something else happen at the last moment before the next transaction that makes a record visible."""
-        self._before_commit = act
+    def before_next_commit(self, act: Callable[[], Awaitable[object]], *, about: str = "/points/") -> None:
+        """Let something else happen at the last moment before the next transaction that writes such a key."""
+        self._before_commit, self._about = act, about
 
     def refuse_log(self, refusing: bool) -> None:
         """From now on fail every transaction that would append to the audit log, before it does anything."""
@@ -106,7 +107,7 @@ class FaultyStore:
             yield page
 
     async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
-        if self._before_commit is not None and any("/points/" in operation.key for operation in operations):
+        if self._before_commit is not None and any(self._about in operation.key for operation in operations):
             act, self._before_commit = self._before_commit, None
             await act()
         if self._refuses_log and any(operation.key == keyspace.AUDIT_HEAD for operation in operations):

@@ -264,7 +264,7 @@ async def test_many_points_go_in_portions_each_with_its_record(client: Client, s
     assert receipt.point_count == 71
     made = await discardings(store)
     assert [(r.details["step"], r.details.get("left")) for r in made] == [
-        *(("points", "41"), ("points", "11")),
+        *(("points", "48"), ("points", "25"), ("points", "2")),
         ("end", None),
     ]
     assert await keys_about(store, "vm-1", points) == []

@@ -219,61 +219,62 @@ async def test_what_was_decided_is_in_the_log(four: Client, store: SqliteStore) 
     ]
 
 
-class TestRemoval:
-    """A node is removed once it is nobody's source any more, holds nothing and is stopped."""
+@pytest.fixture
+async def fleet(store: SqliteStore, clock: ManualClock) -> Fleet:
+    """Four nodes, of which the fourth is drained."""
+    fleet = Fleet(await seat(store, clock, nodes=4), clock, syncs=False)
+    await fleet.run(4, (1, 2, 3, 4))
+    await fleet.seat.parts.nodes.change("node-4", NodeChange(draining=True), entry())
+    await fleet.run(4, (1, 2, 3, 4))
+    return fleet
 
-    @pytest.fixture
-    async def fleet(self, store: SqliteStore, clock: ManualClock) -> Fleet:
-        """Four nodes, of which the fourth is drained."""
-        fleet = Fleet(await seat(store, clock, nodes=4), clock, syncs=False)
-        await fleet.run(4, (1, 2, 3, 4))
-        await fleet.seat.parts.nodes.change("node-4", NodeChange(draining=True), entry())
-        await fleet.run(4, (1, 2, 3, 4))
-        return fleet
 
-    async def _refused(self, fleet: Fleet, *, lost: bool = False) -> str:
-        with pytest.raises(HoldfastError) as caught:
-            await fleet.seat.parts.nodes.remove("node-4", entry(), lost=lost)
-        assert caught.value.code is ErrorCode.NOT_READY
-        return caught.value.message
+async def _refused(fleet: Fleet, *, lost: bool = False) -> str:
+    with pytest.raises(HoldfastError) as caught:
+        await fleet.seat.parts.nodes.remove("node-4", entry(), lost=lost)
+    assert caught.value.code is ErrorCode.NOT_READY
+    return caught.value.message
 
-    async def test_in_good_order(self, fleet: Fleet) -> None:
-        with pytest.raises(HoldfastError, match="part of the newest layout, 2; drain it first"):
-            await fleet.seat.parts.nodes.remove("node-1", entry())
-        assert "which is still a source of newer ones" in await self._refused(fleet)
-        fleet.syncs = True
-        await fleet.run(4, (1, 2, 3, 4))
-        await fleet.beat(4, block_count=7, healing=NodeHealing(foreign_blocks=7))
-        assert "holds 7 blocks that it has not handed over" in await self._refused(fleet)
-        await fleet.beat(4, NodeHealing(foreign_blocks=0))
-        assert "is up and would register again; stop it first" in await self._refused(fleet)
-        await fleet.run(12, (1, 2, 3))
-        await fleet.seat.parts.nodes.remove("node-4", entry())
-        state = await fleet.seat.view.fresh()
-        assert list(state.records) == ["node-1", "node-2", "node-3"]
-        left = (await fleet.seat.store.snapshot([keyspace.NODE_PREFIX])).items
-        assert not [item.key for item in left if item.key.endswith("node-4")]
-        with pytest.raises(HoldfastError, match="there is no node node-4"):
-            await fleet.seat.parts.nodes.remove("node-4", entry(2))
 
-    async def test_a_figure_from_before_the_layout_settled_counts_for_nothing(self, fleet: Fleet) -> None:
-        """While it is a source a node calls nothing foreign; it must have spoken again, or hold no block at all."""
-        await fleet.beat(4, block_count=9)
-        fleet.syncs = True
-        await fleet.run(14, (1, 2, 3))
-        assert len(fleet.seat.view.state.layout_set.layouts) == 1
-        assert "holds 9 blocks" in await self._refused(fleet)
+async def test_a_node_in_good_order_is_removed_when_it_holds_nothing_and_is_stopped(fleet: Fleet) -> None:
+    with pytest.raises(HoldfastError, match="part of the newest layout, 2; drain it first"):
+        await fleet.seat.parts.nodes.remove("node-1", entry())
+    assert "which is still a source of newer ones" in await _refused(fleet)
+    fleet.syncs = True
+    await fleet.run(4, (1, 2, 3, 4))
+    await fleet.beat(4, block_count=7, healing=NodeHealing(foreign_blocks=7))
+    assert "holds 7 blocks that it has not handed over" in await _refused(fleet)
+    await fleet.beat(4, NodeHealing(foreign_blocks=0))
+    assert "is up and would register again; stop it first" in await _refused(fleet)
+    await fleet.run(12, (1, 2, 3))
+    await fleet.seat.parts.nodes.remove("node-4", entry())
+    state = await fleet.seat.view.fresh()
+    assert list(state.records) == ["node-1", "node-2", "node-3"]
+    left = (await fleet.seat.store.snapshot([keyspace.NODE_PREFIX])).items
+    assert not [item.key for item in left if item.key.endswith("node-4")]
+    with pytest.raises(HoldfastError, match="there is no node node-4"):
+        await fleet.seat.parts.nodes.remove("node-4", entry(2))
 
-    async def test_a_lost_node_goes_with_what_it_holds_but_not_while_it_is_up_or_needed(self, fleet: Fleet) -> None:
-        await fleet.beat(4, block_count=9)
-        assert "is up" in await self._refused(fleet, lost=True)
-        await fleet.run(12, (1, 2, 3))
-        with pytest.raises(HoldfastError, match="part of the newest layout"):
-            await fleet.seat.parts.nodes.remove("node-1", entry(), lost=True)
-        await fleet.seat.parts.nodes.remove("node-4", entry(), lost=True)
-        answer = await fleet.beat(1)
-        assert [node.node_id for node in answer.nodes] == ["node-2", "node-3"]
-        assert [layout.epoch for layout in answer.older_layouts] == [1]
+
+async def test_a_figure_from_before_the_layout_settled_counts_for_nothing(fleet: Fleet) -> None:
+    """While it is a source a node calls nothing foreign; it must have spoken again, or hold no block at all."""
+    await fleet.beat(4, block_count=9)
+    fleet.syncs = True
+    await fleet.run(14, (1, 2, 3))
+    assert len(fleet.seat.view.state.layout_set.layouts) == 1
+    assert "holds 9 blocks" in await _refused(fleet)
+
+
+async def test_a_lost_node_goes_with_what_it_holds_but_not_while_it_is_up_or_needed(fleet: Fleet) -> None:
+    await fleet.beat(4, block_count=9)
+    assert "is up" in await _refused(fleet, lost=True)
+    await fleet.run(12, (1, 2, 3))
+    with pytest.raises(HoldfastError, match="part of the newest layout"):
+        await fleet.seat.parts.nodes.remove("node-1", entry(), lost=True)
+    await fleet.seat.parts.nodes.remove("node-4", entry(), lost=True)
+    answer = await fleet.beat(1)
+    assert [node.node_id for node in answer.nodes] == ["node-2", "node-3"]
+    assert [layout.epoch for layout in answer.older_layouts] == [1]
 
 
 async def test_history_is_bounded(store: SqliteStore, clock: ManualClock) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from holdfast_coordinator.grants import confined
 from holdfast_coordinator.keyspace import TenantKeyspace
-from holdfast_core.model.access.permissions import CLUSTER_PERMISSIONS, TENANT_PERMISSIONS
+from holdfast_core.model.access.permissions import ADMIN_PERMISSIONS, CLUSTER_PERMISSIONS, TENANT_PERMISSIONS
 from holdfast_core.model.audit.record import AuditRecord
 from holdfast_core.model.block import Kind
 from holdfast_core.model.errors import ErrorCode
@@ -117,6 +117,15 @@ CASES: Final = [
     Case("ListPoints", "point.list", "vm/vm-1", lambda w: state_pb2.ListPointsRequest(vm_id="vm-1")),
     Case("ResolvePoint", "point.restore", "vm/vm-1", lambda w: state_pb2.ResolvePointRequest(snapshot_id=w.point_id)),
     Case("ForgetPoint", "point.forget", "vm/vm-1", lambda w: state_pb2.ForgetPointRequest(point_id=w.point_id)),
+    Case(
+        "LockPoint",
+        "point.lock",
+        "vm/vm-1",
+        lambda w: state_pb2.LockPointRequest(point_id=w.point_id, until_unix_ms=1 << 41),
+    ),
+    Case("UnlockPoint", "point.unlock", "vm/vm-1", lambda w: state_pb2.UnlockPointRequest(point_id=w.point_id)),
+    Case("SetRetention", "point.forget", "vm/vm-1", lambda w: state_pb2.SetRetentionRequest(vm_id="vm-1")),
+    Case("ApplyRetention", "point.forget", "vm/vm-1", lambda w: state_pb2.ApplyRetentionRequest(vm_id="vm-1")),
     Case("DiscardVm", "vm.discard", "vm/vm-1", discard_vm),
     Case("BeginObject", "app.write", "task/task-1", lambda w: BEGIN_OBJECT),
     Case("ResolveObject", "app.read", "task/task-1", lambda w: state_pb2.ResolveObjectRequest(storage_id=w.storage_id)),
@@ -163,8 +172,11 @@ def test_the_table_has_every_call_of_both_services() -> None:
 async def test_a_call_takes_its_permission_on_its_resource_and_nothing_else(world: World, case: Case) -> None:
     await add_stopped_node(world.store, "node-9")
     roles = {"one": {case.permission}, "rest": ALL - {case.permission}, "all": ALL}
+    roles = {name: held - ADMIN_PERMISSIONS for name, held in roles.items()}
 
     async def hold(role: str, pattern: str) -> None:
+        if case.permission in ADMIN_PERMISSIONS and role != "rest":
+            role = "admin"
         await world.admin.bind(("agent", role, pattern), tenant="*", roles=roles)
 
     await hold("rest", "*")

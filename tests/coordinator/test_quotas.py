@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from holdfast_coordinator.audit.ledger import Ledger
 from holdfast_coordinator.audit.metrics import AuditMetrics
+from holdfast_coordinator.cautious_clock import CautiousClock
 from holdfast_coordinator.keyspace import TenantKeyspace, object_place, point_place
+from holdfast_coordinator.locks import Locks
 from holdfast_coordinator.points import Points
 from holdfast_coordinator.records import each, parse
 from holdfast_coordinator.transactions import Outcome
@@ -314,7 +316,8 @@ def test_charges_add_up_to_the_usage_whatever_is_forgotten(lineage: Lineage) -> 
                 ]
                 await store.txn([], puts)
             ledger = counting_ledger(store)
-            points = Points(store, SPACE, ledger, quota=Quota(bytes=1))
+            locks = Locks(store, SPACE, CautiousClock(SystemClock()))
+            points = Points(store, SPACE, ledger, locks=locks, quota=Quota(bytes=1))
             before = (await ledger.usage(1)).bytes
             for step, number in enumerate(lineage.order):
                 for repeat in range(2):

@@ -16,7 +16,7 @@ from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.rules import all_rules
 from holdfast_proto.v1 import cluster_pb2, state_pb2
-from holdfast_proto.v1.records_pb2 import VmRecord, VolumeSpec
+from holdfast_proto.v1.records_pb2 import RetentionRules, VmRecord, VolumeSpec
 from tests.coordinator.faults import Fault, FaultyStore
 from tests.coordinator.rig import (
     Client,
@@ -92,6 +92,12 @@ async def world(store: SqliteStore, clock: ManualClock) -> AsyncIterator[World]:
             "ReportDamage": state_pb2.ReportDamageRequest(resource_id=point.point_id),
             "GetStats": state_pb2.GetStatsRequest(),
             "DiscardVm": state_pb2.DiscardVmRequest(vm_id="vm-1", newest_point_id=point.point_id),
+            "LockPoint": state_pb2.LockPointRequest(
+                point_id=point.point_id, until_unix_ms=clock.now_unix_ms() + 86_400_000
+            ),
+            "UnlockPoint": state_pb2.UnlockPointRequest(point_id=point.point_id),
+            "SetRetention": state_pb2.SetRetentionRequest(vm_id="vm-1", rules=RetentionRules(keep_last=1)),
+            "ApplyRetention": state_pb2.ApplyRetentionRequest(vm_id="vm-1"),
             "ApplyLayout": cluster_pb2.ApplyLayoutRequest(previous_epoch=1),
             "SetNode": cluster_pb2.SetNodeRequest(node_id="node-1", weight_bytes=1 << 39),
             "RemoveNode": cluster_pb2.RemoveNodeRequest(node_id="node-9"),
@@ -110,6 +116,8 @@ RECORDED = sorted(
 
 @pytest.mark.parametrize("name", RECORDED)
 async def test_a_call_leaves_one_record_before_its_answer_and_none_without_it(world: World, name: str) -> None:
+    if name == "UnlockPoint":
+        await world.call("LockPoint")
     before, known = await world.state(), await records(world.store)
     world.faults.refuse_log(True)
     await refused(ErrorCode.UNREACHABLE, world.call(name))
@@ -142,6 +150,9 @@ async def outcomes(world: World, *calls: tuple[str, Any]) -> list[str]:
         ("CommitObject", "REPEATED"),
         ("ForgetObject", "NOT_FOUND"),
         ("DiscardVm", "REPEATED"),
+        ("LockPoint", "REPEATED"),
+        ("SetRetention", "REPEATED"),
+        ("ApplyRetention", "OK"),
         ("ApplyLayout", "CONFLICT"),
         ("SetNode", "REPEATED"),
         ("RemoveNode", "NOT_FOUND"),

@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from holdfast_coordinator import keyspace
 from holdfast_coordinator.bootstrap import ClusterOptions
 from holdfast_coordinator.coordinator import Coordinator, CoordinatorSettings
 from holdfast_coordinator.main import command
@@ -18,6 +19,7 @@ from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import state_pb2
+from holdfast_proto.v1.common_pb2 import NodeHealing, NodeState
 from holdfast_proto.v1.records_pb2 import READING_DISTRUSTED
 from tests.coordinator.faults import Fault, FaultyStore
 from tests.coordinator.lifecycle import discard
@@ -42,6 +44,36 @@ async def test_health_names_both_services(client: Client) -> None:
         for service in ("", "holdfast.v1.StateService", "holdfast.v1.ClusterService"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_metrics_tell_of_layouts_risks_and_the_steward(store: SqliteStore, clock: ManualClock) -> None:
+    registry = CollectorRegistry()
+    service = Coordinator(
+        store,
+        master=master_keys(),
+        settings=CoordinatorSettings(options=ClusterOptions(partitions=16), static_tokens=STATIC_TOKENS),
+        random_bytes=random.Random(1).randbytes,
+        clock=clock,
+        registry=registry,
+    )
+    client = Client(await service.start())
+    await client.form_layout()
+    await client.beat(2, healing=NodeHealing(partitions_at_risk=5))
+    state = NodeState(out=True)
+    await store.txn([], [Put(keyspace.node_state("node-1"), state.SerializeToString())])
+
+    async def counted() -> bool:
+        clock.advance(0.5)
+        return (
+            registry.get_sample_value("holdfast_layouts_living") == 1
+            and registry.get_sample_value("holdfast_partitions_at_risk") == 5
+            and registry.get_sample_value("holdfast_nodes", {"state": "out"}) == 1
+            and registry.get_sample_value("holdfast_steward") == 1
+        )
+
+    await eventually(counted, "the gauges are fresh")
+    await client.close()
+    await service.stop(0.1)
 
 
 async def test_metrics_tell_of_commits_sessions_and_nodes(store: SqliteStore, clock: ManualClock) -> None:

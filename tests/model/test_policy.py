@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from holdfast_core.model.access.patterns import matches
 from holdfast_core.model.access.permissions import (
+    ADMIN_PERMISSIONS,
     BUILT_IN_ROLES,
     CLUSTER_PERMISSIONS,
     PERMISSIONS,
@@ -32,7 +33,7 @@ WANTED: Final = {
     "operator": {"cluster.read", "cluster.admin", "vm.list", "point.list", "app.list", "stats.read"},
     "backup-writer": {
         *("vm.register", "vm.list", "snapshot.create", "backup.create"),
-        *("point.list", "stats.read", "damage.report", "cluster.read"),
+        *("point.list", "point.lock", "stats.read", "damage.report", "cluster.read"),
     },
     "restorer": {"vm.list", "point.list", "point.restore", "damage.report", "cluster.read"},
     "app-writer": {"app.write", "app.list", "cluster.read"},
@@ -79,6 +80,16 @@ def test_every_permission_is_of_the_cluster_or_of_tenants_and_some_role_has_it()
     readers = {role for role, held in BUILT_IN_ROLES.items() if held & {"point.restore", "app.read"}}
     assert readers == {"admin", "restorer", "app-reader"}
     assert not BUILT_IN_ROLES["backup-writer"] & {"point.restore", "point.forget", "app.forget", "keys.rotate"}
+
+
+def test_only_an_administrator_lifts_locks() -> None:
+    holders = {role for role, held in BUILT_IN_ROLES.items() if held & ADMIN_PERMISSIONS}
+    assert holders == {"admin"}
+    for permission in ADMIN_PERMISSIONS:
+        with pytest.raises(HoldfastError, match="held by the role admin alone") as caught:
+            Policy.parse(json.dumps({"format": 1, "roles": {"mine": ["point.list", permission]}, "bindings": []}))
+        assert caught.value.code is ErrorCode.INVALID_ARGUMENT
+        assert caught.value.facts["path"] == "$.roles.mine[1]"
 
 
 def test_by_default_nothing_is_allowed() -> None:

@@ -1,4 +1,4 @@
-"""The cluster as a whole: `holdfast status`, `nodes`, `stats` and `layout show|plan|apply`."""
+"""The cluster as a whole: `holdfast status` and `stats`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli.connection import Connection, on_cluster
-from holdfast.cli.output import format_time, print_facts, print_json, print_line, print_table
+from holdfast.cli.output import print_facts, print_json, print_line, print_table
 from holdfast_core.runtime.options import format_size
 
 if TYPE_CHECKING:
-    from holdfast.results import LayoutInfo, NodeInfo, Stats
+    from holdfast.results import Stats
 
 app = typer.Typer()
-layout_app = typer.Typer(help="Show, plan and change which nodes own which blocks.")
-
-RemoveOption = Annotated[
-    list[str] | None, typer.Option("--remove", metavar="NODE", help="Leave this node out. Repeatable.")
-]
 
 
 @app.command("status")
@@ -46,32 +41,6 @@ def status(connection: Connection) -> None:
             "cluster": found.cluster_id,
         }
     )
-
-
-@app.command("nodes")
-@on_cluster
-def nodes(connection: Connection) -> None:
-    """List the storage nodes."""
-    with connection.manager() as manager:
-        found = manager.nodes()
-    if connection.json:
-        print_json(found)
-        return
-    rows = [
-        (
-            node.node_id,
-            _node_state(node),
-            node.zone,
-            node.address,
-            format_size(node.used_bytes),
-            format_size(node.free_bytes),
-            str(node.block_count),
-            str(node.quarantined_count),
-            format_time(node.last_seen_unix_ms),
-        )
-        for node in found
-    ]
-    print_table(("NODE", "STATE", "ZONE", "ADDRESS", "USED", "FREE", "BLOCKS", "BAD", "LAST SEEN"), rows)
 
 
 @app.command("stats")
@@ -131,67 +100,3 @@ def describe_shares(total: int, blocks: Mapping[str, int]) -> str:
 
 def _size_if_known(size_bytes: int | None) -> str:
     return "not known while nodes are down" if size_bytes is None else format_size(size_bytes)
-
-
-@layout_app.command("show")
-@on_cluster
-def layout_show(connection: Connection) -> None:
-    """Show the living layouts, newest first."""
-    with connection.manager() as manager:
-        found = manager.layout()
-    if connection.json:
-        print_json(found)
-        return
-    if not found.layouts:
-        print_line(f"no layout yet: {found.nodes_registered} of {found.nodes_expected} nodes have registered")
-    for layout in found.layouts:
-        _print_layout(layout)
-
-
-@layout_app.command("plan")
-@on_cluster
-def layout_plan(connection: Connection, remove: RemoveOption = None) -> None:
-    """Say what the next layout would change; nothing changes yet."""
-    with connection.manager() as manager:
-        plan = manager.plan_layout(remove=remove or ())
-    if connection.json:
-        print_json(plan)
-        return
-    _print_layout(plan.layout)
-    print_line(f"{plan.slots_moved} of {plan.slots_total} places move")
-    for line in plan.explanation:
-        print_line(line)
-    removing = "".join(f" --remove {node}" for node in remove or ())
-    print_line(f"to do it: holdfast layout apply --epoch {plan.previous_epoch}{removing}")
-
-
-@layout_app.command("apply")
-@on_cluster
-def layout_apply(
-    connection: Connection,
-    epoch: Annotated[
-        int | None,
-        typer.Option("--epoch", min=0, help="Epoch that the plan started from; refused if another came in between."),
-    ] = None,
-    remove: RemoveOption = None,
-) -> None:
-    """Make the planned layout the newest. Without --epoch it plans now and applies that."""
-    with connection.manager() as manager:
-        previous = manager.plan_layout(remove=remove or ()).previous_epoch if epoch is None else epoch
-        layout = manager.apply_layout(previous, remove=remove or ())
-    if connection.json:
-        print_json(layout)
-    else:
-        _print_layout(layout)
-
-
-def _node_state(node: NodeInfo) -> str:
-    if not node.up:
-        return "down"
-    return "full" if node.full else "up"
-
-
-def _print_layout(layout: LayoutInfo) -> None:
-    print_line(f"layout {layout.epoch}: {layout.partitions} partitions, {layout.replicas} copies")
-    rows = [(node, layout.zones[node], str(slots)) for node, slots in sorted(layout.slots.items())]
-    print_table(("NODE", "ZONE", "PLACES"), rows)

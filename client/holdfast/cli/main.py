@@ -18,9 +18,12 @@ from holdfast.cli import (
     collection,
     files,
     keys,
+    layouts,
+    nodes,
     objects,
     pki,
     points,
+    retention,
     serve,
     services,
     tenants,
@@ -42,13 +45,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for part in (up, services, agent, points, serve, cluster, collection, demo):
+for part in (up, services, agent, points, retention, serve, cluster, collection, nodes, demo):
     app.registered_commands.extend(part.app.registered_commands)
 app.add_typer(vms.app, name="vm")
+app.add_typer(retention.retention_app, name="retention")
 app.add_typer(objects.app, name="app")
 app.add_typer(files.app, name="files")
 app.add_typer(serve.overlay_app, name="overlay")
-app.add_typer(cluster.layout_app, name="layout")
+app.add_typer(nodes.node_app, name="node")
+app.add_typer(layouts.app, name="layout")
 app.add_typer(pki.app, name="pki")
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(access.app, name="access")

@@ -155,10 +155,11 @@ def points(
             format_size(point.stats.changed_bytes),
             format_size(point.stats.stored_bytes),
             "forgotten" if point.forgotten else _consistency(point),
+            format_time(point.lock.until_unix_ms) if point.lock else "-",
         )
         for point in found
     ]
-    print_table(("NO", "ID", "PARENT", "TIME", "SIZE", "CHANGED", "STORED", "STATE"), rows)
+    print_table(("NO", "ID", "PARENT", "TIME", "SIZE", "CHANGED", "STORED", "STATE", "LOCKED UNTIL"), rows)
 
 
 @app.command("show")
@@ -174,7 +175,7 @@ def show(
     if connection.json:
         print_json(found)
         return
-    told_apart = ("stats", "volumes", "definition")
+    told_apart = ("stats", "volumes", "definition", "lock")
     facts = {name: _fact(name, value) for name, value in to_json(found).items() if name not in told_apart}
     print_facts(facts)
     for volume in to_json(found).get("volumes", ()):
@@ -182,6 +183,9 @@ def show(
             f"volume {volume['name']}: {format_size(volume['size_bytes'])} in {volume['block_count']} blocks "
             f"of {format_size(volume['block_bytes'])}, {volume['consistency']}, read: {volume['reading']}"
         )
+    lock = to_json(found).get("lock")
+    if lock:
+        print_line(f"locked until {format_time(lock['until_unix_ms'])} by {lock['principal']}")
     print_line(describe(found.stats))
 
 

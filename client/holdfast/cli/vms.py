@@ -180,6 +180,7 @@ def _facts(info: VmInfo) -> dict[str, str]:
         "labels": " ".join(f"{name}={value}" for name, value in sorted(info.labels.items())) or "-",
         "definition": definition,
         "template": info.template_id or "-",
+        "retention": info.retention.text if info.retention else "keeps all points",
         "state": "being discarded" if info.discarding_unix_ms else "alive",
     }
 

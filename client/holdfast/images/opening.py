@@ -56,7 +56,6 @@ class OpenedPoint:
 
         return PointImage(
             self.access,
-            self.tools.pool,
             self.volume(name),
             cache_bytes=cache_bytes,
             read_ahead_bytes=read_ahead_bytes,

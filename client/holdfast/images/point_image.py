@@ -24,8 +24,6 @@ from holdfast.images.read_ahead import ReadAhead
 from holdfast.index import DAMAGE, IndexReader, block_count_of
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import KIB, MIB, TREE_FAN_OUT
-from holdfast_core.runtime.blocks.pool import NodePool
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_proto.v1.records_pb2 import VolumeRecord
 
 CACHE_BYTES_DEFAULT: Final = 64 * MIB
@@ -53,7 +51,6 @@ class PointImage:
     def __init__(
         self,
         access: Access,
-        pool: NodePool,
         volume: VolumeRecord,
         *,
         cache_bytes: int = CACHE_BYTES_DEFAULT,
@@ -64,7 +61,6 @@ class PointImage:
 
         Args:
             access: rights to the point, or to a session that builds on it.
-            pool: connections to the nodes.
             volume: the volume's record, whose point has been checked.
             cache_bytes: bound of the blocks that are kept.
             read_ahead_bytes: bound of what a reader that goes forward gets ahead; 0 turns it off.
@@ -74,11 +70,10 @@ class PointImage:
         self.size_bytes = volume.size_bytes
         self.block_bytes = volume.block_bytes
         self.fetched_blocks = 0
-        self._access = access
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="holdfast-image")
-        reader = BlockReader(pool, access.layouts, access.capability, executor=self._executor)
-        self._leaves = LeafMap(IndexReader(reader, access.ring.opener(), self._executor), volume)
-        self._content = ContentReader(access, pool, self._executor)
+        index = IndexReader(access.reader(self._executor), access.ring.opener(), self._executor)
+        self._leaves = LeafMap(index, volume)
+        self._content = ContentReader(access, self._executor)
         self._positions = block_count_of(volume)
         self._cache = BlockCache(cache_bytes)
         ahead_blocks = min(read_ahead_bytes, cache_bytes // 4) // volume.block_bytes
@@ -243,11 +238,9 @@ class PointImage:
             task.add_done_callback(self._tasks.discard)
 
     async def _fly(self, flight: Flight) -> None:
-        """Fetch a flight's blocks; what is not there is looked for once more under a fresh grant: nodes may move."""
-        epoch = self._access.newest().epoch
+        """Fetch a flight's blocks; what does not come is tried once more: guests take an error for a broken disk."""
         try:
             if not await self._answered(flight):
-                await self._access.refresh(seen_epoch=epoch)
                 damage = await self._fetch(flight)
                 if damage is not None:
                     report = DamageReport(f"volume {self.name}")

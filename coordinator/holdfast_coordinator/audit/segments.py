@@ -12,6 +12,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.living_reader import living_reader
 from holdfast_coordinator.view import ClusterView
 from holdfast_core.model.block import Codec, Kind, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -19,7 +20,6 @@ from holdfast_core.model.keys import KeyRing
 from holdfast_core.model.limits import CAPABILITY_TTL_S, MIB
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.blocks.putting import put_to_quorum
-from holdfast_core.runtime.blocks.reader import BlockReader
 from holdfast_core.runtime.clock import Clock
 from holdfast_proto.v1.audit_pb2 import AuditSegment, AuditSegmentContent
 
@@ -93,10 +93,7 @@ class SegmentBlocks:
             HoldfastError: CORRUPT, MISSING or UNREACHABLE, with the ids of the blocks; KEY_MISMATCH.
         """
         ring = await self._ring()
-        self._pool.update(self._view.state.nodes)
-        reader = BlockReader(
-            self._pool, lambda: self._view.state.layout_set.layouts, lambda: self._capability(ring.tenant)
-        )
+        reader = living_reader(self._view, self._pool, lambda: self._capability(ring.tenant))
         last = segment.first + segment.count - 1
         found = await reader.fetch(segment.block_ids, what=f"the audit log's records {segment.first} to {last}")
         opener = ring.opener()

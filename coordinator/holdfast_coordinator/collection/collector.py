@@ -19,6 +19,7 @@ from holdfast_core.model.block import Opener, SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.metadata.store import MetadataStore
 from holdfast_proto.v1.collection_pb2 import CollectionReport, SkippedTenant
 
@@ -170,7 +171,7 @@ class Collector:
         try:
             opened = await self._tenant(tenant)
         except HoldfastError as error:
-            self._skip(f"number {tenant}", error)
+            self._skip(f"number {tenant}", error.message)
             return None
         roots = await read_roots(self._store, opened.space, scratch=self._bounds.scratch)
         try:
@@ -178,7 +179,7 @@ class Collector:
         except HoldfastError as error:
             if error.code is ErrorCode.DISK_FULL:
                 raise
-            self._skip(opened.name, error)
+            self._skip(opened.name, error.message)
             return None
         finally:
             roots.spool.close()
@@ -201,11 +202,24 @@ class Collector:
             # This collection's own end, or a node that has deleted under a higher cut-off: a session of this tenant is
             # older than that of the tenants that an earlier collection looked at.
             await self._check()
-            self._skip(opened.name, error)
+            self._skip(
+                opened.name,
+                f"a session that began under collection {plan.cutoff} is open, and an earlier collection went further "
+                f"for other tenants; what is garbage is deleted once it has ended ({error.message})",
+            )
             return
         if not nowhere:
             return
-        self._report.lost_blocks += len(nowhere) if plan.dry_run else await opened.confirm(nowhere)
+        if plan.dry_run:
+            self._report.lost_blocks += len(nowhere)
+            return
+        try:
+            self._report.lost_blocks += await opened.confirm(nowhere)
+        except HoldfastError as error:
+            if not error.retryable:
+                raise
+            # Nothing was recorded that is not so; the next collection finds them again.
+            get_log("collection").warning("lost blocks are not confirmed", blocks=len(nowhere), why=error.message)
 
-    def _skip(self, tenant: str, error: HoldfastError) -> None:
-        self._report.tenants_left_out.append(SkippedTenant(tenant=tenant, reason=error.message))
+    def _skip(self, tenant: str, why: str) -> None:
+        self._report.tenants_left_out.append(SkippedTenant(tenant=tenant, reason=why))

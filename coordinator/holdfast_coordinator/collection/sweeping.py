@@ -19,6 +19,7 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.logs import get_log
 from holdfast_proto.v1.blocks_pb2 import VERDICT_KEPT, VERDICT_OK
 from holdfast_proto.v1.collection_pb2 import CollectionReport
 
@@ -71,7 +72,9 @@ class Nodes:
     def leave_out(self, node_id: str, why: str) -> None:
         """Ask a node no more."""
         self.present.discard(node_id)
-        self.left_out.setdefault(node_id, why)
+        if node_id not in self.left_out:
+            self.left_out[node_id] = why
+            get_log("collection").warning("node left out", node_id=node_id, why=why)
 
 
 class Sweeper:

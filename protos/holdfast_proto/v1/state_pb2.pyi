@@ -469,20 +469,28 @@ class GetPointResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POINT_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def point(self) -> _records_pb2.PointRecord:
         """The record."""
+
+    @_builtins.property
+    def lock(self) -> _records_pb2.LockRecord:
+        """The lock that keeps it; unset where there is none, or it has ended."""
 
     def __init__(
         self,
         *,
         point: _records_pb2.PointRecord | None = ...,
+        lock: _records_pb2.LockRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lock", b"_lock", "lock", b"lock", "point", b"point"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["point", b"point"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lock", b"_lock", "lock", b"lock", "point", b"point"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__lock: _TypeAlias = _typing.Literal["lock"]  # noqa: Y015
+    _WhichOneofArgType__lock: _TypeAlias = _typing.Literal["_lock", b"_lock"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lock) -> _WhichOneofReturnType__lock | None: ...
 
 Global___GetPointResponse: _TypeAlias = GetPointResponse  # noqa: Y015
 
@@ -519,18 +527,24 @@ class ListPointsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POINTS_FIELD_NUMBER: _builtins.int
+    LOCKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.PointRecord]:
         """Records, oldest first."""
+
+    @_builtins.property
+    def locks(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.LockRecord]:
+        """Locks that keep some of them, in no order; those that have ended are left out."""
 
     def __init__(
         self,
         *,
         points: _abc.Iterable[_records_pb2.PointRecord] | None = ...,
+        locks: _abc.Iterable[_records_pb2.LockRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locks", b"locks", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,9 @@ TENANT_PERMISSIONS: Final = frozenset(
 PERMISSIONS: Final = CLUSTER_PERMISSIONS | TENANT_PERMISSIONS
 """Those that a role may hold."""
 
+ADMIN_PERMISSIONS: Final = frozenset({"point.unlock"})
+"""Those that the role `admin` alone holds: what guards against one's own backup agents is not given away by a role."""
+
 IMPLIED_PERMISSIONS: Final = frozenset({SELF_READ, SESSION_OWN})
 
 SESSION_PERMISSIONS: Final = frozenset({"snapshot.create", "backup.create", "app.write"})
@@ -59,6 +62,8 @@ BUILT_IN_ROLES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
                 "snapshot.create",
                 "backup.create",
                 "point.list",
+                # Who saves says for how long; taking that back is an administrator's.
+                "point.lock",
                 "stats.read",
                 "damage.report",
                 "cluster.read",

@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from holdfast_core.model.access.patterns import ANY, matches
 from holdfast_core.model.access.permissions import (
+    ADMIN_PERMISSIONS,
     BUILT_IN_ROLES,
     CLUSTER_PERMISSIONS,
     PERMISSIONS,
@@ -277,6 +278,8 @@ def _roles(value: Any) -> dict[str, frozenset[str]]:
         for at, permission in enumerate(permissions):
             if not isinstance(permission, str) or permission not in PERMISSIONS:
                 _refuse(f"{path}[{at}]", f"there is no such permission; there are {', '.join(sorted(PERMISSIONS))}")
+            if permission in ADMIN_PERMISSIONS:
+                _refuse(f"{path}[{at}]", f"{permission} is held by the role admin alone and by no other")
         roles[name] = frozenset(permissions)
     return roles
 

@@ -4,12 +4,16 @@ An id is asked of the owner that answers best, then of the next, over the owners
 What no owner could give is missing, corrupt or unreachable: three answers, never mixed. Bytes reach the caller only
 after their hash was checked (invariant 6): `fetch` returns verified blocks, `fetch_into` hands bodies to a consumer
 that verifies them itself in a worker thread and names those it refuses, which then count as corrupt on that node.
+
+Owners let go of blocks once a newer layout has settled (docs/healing.md), which a reader under older layouts would take
+for damage. So nothing is concluded before the layouts were looked at again after the last owner answered: where they
+changed, the new owners are asked; where they go on changing, the ids count as unreachable and not as lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -26,9 +30,14 @@ from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDIC
 
 REQUEST_BYTES: Final = 8 * MIB
 REQUESTS_IN_FLIGHT: Final = 6
+REFRESHES_MAX: Final = 4
 
 Consumer = Callable[[Sequence[bytes], Sequence[memoryview]], Sequence[bytes]]
 """Takes ids and bodies in a worker thread; verifies, uses them, and returns the ids whose bytes it refuses."""
+
+Refresh = Callable[[Sequence[Layout]], Awaitable[bool]]
+"""Brings layouts and addresses up to date; returns whether anything that reading goes by changed since these layouts
+were handed out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ class BlockReader:
         capability: Callable[[], str],
         *,
         executor: Executor | None = None,
+        refresh: Refresh | None = None,
     ) -> None:
         """Bind to a pool.
 
@@ -96,11 +106,14 @@ class BlockReader:
             layouts: returns the living layouts, newest first; asked anew for each fetch.
             capability: returns the token to show to nodes.
             executor: where bodies are verified or consumed; the loop's own pool if None.
+            refresh: asked before anything counts as unreadable; None for who knows that the layouts cannot change, or
+                decides by a transaction that compares them.
         """
         self._pool = pool
         self._layouts = layouts
         self._capability = capability
         self._executor = executor
+        self._refresh = refresh
         self._slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
     async def fetch(self, block_ids: Iterable[bytes], *, what: str = "the request") -> dict[bytes, SealedBlock]:
@@ -144,8 +157,31 @@ class BlockReader:
             HoldfastError: DENIED for what some owner refused and no other gave: one node alone, whose clock is off or
                 which is hostile, keeps nobody from reading. Other refusals that no owner would answer differently.
         """
-        pending = list(dict.fromkeys(block_ids))
-        layouts = tuple(self._layouts())
+        pending: Sequence[bytes] = list(dict.fromkeys(block_ids))
+        for _ in range(REFRESHES_MAX):
+            layouts = self._layouts()
+            spent, reason = await self._ask_all(pending, layouts, consumer, max(1, REQUEST_BYTES // block_bytes))
+            if not spent:
+                return Unreadable()
+            try:
+                changed = self._refresh is not None and await self._refresh(layouts)
+            except HoldfastError as error:
+                if not error.retryable:
+                    raise
+                _raise_denied(spent)
+                return Unreadable(unreachable=tuple(spent), reason=error)
+            if not changed:
+                _raise_denied(spent)
+                return _sort_out(spent, reason)
+            pending = list(spent)
+        busy = HoldfastError(ErrorCode.UNREACHABLE, "the layout changes faster than its owners can be asked")
+        return Unreadable(unreachable=tuple(pending), reason=busy)
+
+    async def _ask_all(
+        self, block_ids: Sequence[bytes], layouts: Sequence[Layout], consumer: Consumer, ids_per_request: int
+    ) -> tuple[dict[bytes, _Trial], HoldfastError | None]:
+        """Ask one owner after the other; returns what none of them gave, and why one of them failed if any did."""
+        pending = block_ids
         trials: dict[bytes, _Trial] = {}
         reason: HoldfastError | None = None
         spent: dict[bytes, _Trial] = {}
@@ -153,10 +189,9 @@ class BlockReader:
             groups = self._assign(pending, layouts, trials, spent)
             rest: list[bytes] = []
             requests = [
-                (node_id, ids[at : at + step])
+                (node_id, ids[at : at + ids_per_request])
                 for node_id, ids in groups.items()
-                for step in (max(1, REQUEST_BYTES // block_bytes),)
-                for at in range(0, len(ids), step)
+                for at in range(0, len(ids), ids_per_request)
             ]
             async with plain_task_group() as group:
                 tasks = [group.create_task(self._request(node, ids, consumer, trials)) for node, ids in requests]
@@ -165,10 +200,7 @@ class BlockReader:
                 rest.extend(left)
                 reason = error or reason
             pending = rest
-        for trial in spent.values():
-            if trial.denied is not None:
-                raise trial.denied
-        return _sort_out(spent, reason)
+        return spent, reason
 
     def _assign(
         self,
@@ -280,6 +312,12 @@ def _another_may_answer(error: HoldfastError) -> bool:
         ErrorCode.NOT_FOUND,
         ErrorCode.DENIED,
     )
+
+
+def _raise_denied(spent: dict[bytes, _Trial]) -> None:
+    for trial in spent.values():
+        if trial.denied is not None:
+            raise trial.denied
 
 
 def _sort_out(spent: dict[bytes, _Trial], reason: HoldfastError | None) -> Unreadable:
