@@ -48,6 +48,15 @@ async def test_a_node_that_stays_down_is_left_out_and_taken_back_when_it_is_up_a
     ]
 
 
+async def test_a_node_that_will_be_taken_back_is_not_told_to_let_go_of_what_it_has(fleet: Fleet) -> None:
+    await fleet.run(OUT_AFTER_S + 30, (1, 2, 3, 4))
+    assert (await fleet.beat(1)).granted_epoch == 2
+    assert (await fleet.beat(5)).granted_epoch == 0
+    # One that is drained besides does not come back.
+    await fleet.seat.parts.nodes.change("node-5", NodeChange(draining=True), entry())
+    assert (await fleet.beat(5)).granted_epoch == 2
+
+
 async def test_a_short_absence_changes_nothing(fleet: Fleet) -> None:
     for _ in range(5):
         await fleet.run(OUT_AFTER_S, (1, 2, 3, 4))

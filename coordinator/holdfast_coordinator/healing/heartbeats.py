@@ -69,7 +69,7 @@ class Heartbeats:
             verifying_keys=self._chain.verifying_keys(),
             cluster_id=self._chain.cluster_id,
             layout_revision=state.layout_set.revision,
-            granted_epoch=state.layout_set.granted_epoch,
+            granted_epoch=granted_to(state, node_id),
             collection_epoch=epoch_of(read.get(keyspace.COLLECTION_EPOCH)),
             peer_capability=self._tokens.token(node_id),
             nodes=other_nodes(state, node_id),
@@ -79,6 +79,17 @@ class Heartbeats:
             answer.layout.CopyFrom(messages[0])
             answer.older_layouts.extend(messages[1:])
         return answer
+
+
+def granted_to(state: ClusterState, node_id: str) -> int:
+    """Return the epoch under which this node may let go of what it does not own any more; 0 for none. Pure.
+
+    One that is out and up again will be taken back within seconds: what it let go of until then it would have to fetch.
+    """
+    decided = state.states.get(node_id)
+    if decided is not None and decided.out and not decided.draining:
+        return 0
+    return state.layout_set.granted_epoch
 
 
 def other_nodes(state: ClusterState, node_id: str) -> list[NodeStatus]:
