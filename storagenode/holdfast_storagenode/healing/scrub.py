@@ -1,0 +1,169 @@
+"""The worker that reads and hashes every block once in a stated period, so that rot is found before it matters.
+
+It goes by tenant, partition and id, at the pace that the period takes. How far it came survives restarts; what it finds
+corrupt is set aside by the store and fetched from a peer at once (`repair`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from holdfast_core.runtime.background import Pace
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.logs import Log
+from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.store import BlockStore, Verdict
+
+_BLOCKS_PER_STEP: Final = 64
+# A round ends before its period does, as blocks come in while it goes on.
+_SHARE_OF_PERIOD: Final = 0.9
+_PAUSE_S_MAX: Final = 60.0
+_SAVE_INTERVAL_S: Final = 60.0
+IDLE_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubPlace:
+    """How far scrubbing came.
+
+    Attributes:
+        tenant: the tenant whose blocks are being read.
+        after: the last block of it that was read, b"" for none.
+        read_blocks: blocks that the round has read.
+        corrupt_blocks: those of them that were found corrupt.
+        began_unix_ms: Unix time at which the round began, milliseconds; 0 where none is under way.
+        ended_unix_ms: Unix time at which the last whole round ended, milliseconds; 0 for never.
+        last_began_unix_ms: Unix time at which that round began; 0 for never.
+    """
+
+    tenant: int = 0
+    after: bytes = b""
+    read_blocks: int = 0
+    corrupt_blocks: int = 0
+    began_unix_ms: int = 0
+    ended_unix_ms: int = 0
+    last_began_unix_ms: int = 0
+
+
+class ScrubHome(Protocol):
+    """Where the place is kept over restarts."""
+
+    def load_scrub(self) -> ScrubPlace:
+        """Return what was saved last, the beginning if nothing was."""
+        ...
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """Save a place, durably."""
+        ...
+
+
+def step_s(*, period_s: float, blocks: int, all_blocks: int) -> float:
+    """Return how long reading `blocks` of `all_blocks` may take, the wait after it included, to end in time."""
+    return period_s * _SHARE_OF_PERIOD * blocks / max(blocks, all_blocks)
+
+
+class ScrubWorker:
+    """See the module."""
+
+    name = "scrub"
+
+    def __init__(
+        self, core: NodeCore, home: ScrubHome, *, clock: Clock, log: Log, period_s: float, gentleness: float
+    ) -> None:
+        """Prepare; every block is read once in `period_s`, and a step is followed by a wait as `Pace` says at least."""
+        self._core = core
+        self._home = home
+        self._clock = clock
+        self._log = log
+        self._period_s = period_s
+        self._pace = Pace(clock, gentleness=gentleness)
+        self._place: ScrubPlace | None = None
+        self._saved_s = 0.0
+
+    async def step(self) -> float:
+        """Read some blocks; return the seconds to wait.
+
+        Raises:
+            HoldfastError: what the node's own store raises.
+        """
+        if not self._core.opened:
+            return IDLE_S
+        if self._place is None:
+            self._place = await self._core.executor.run(self._home.load_scrub)
+            self._saved_s = self._clock.monotonic_s()
+        now_unix_ms = self._clock.now_unix_ms()
+        if not self._place.began_unix_ms:
+            wait_s = self._place.last_began_unix_ms / 1000 + self._period_s - now_unix_ms / 1000
+            # A clock that was set back must not stop scrubbing for as long as it went.
+            if 0 < wait_s <= self._period_s and self._place.last_began_unix_ms:
+                self._report(self._place)
+                return min(wait_s, _PAUSE_S_MAX)
+            self._place = replace(
+                self._place, tenant=0, after=b"", read_blocks=0, corrupt_blocks=0, began_unix_ms=now_unix_ms
+            )
+        pause_s = await self._read(self._place)
+        self._report(self._place)
+        return pause_s
+
+    def status(self) -> Mapping[str, int]:
+        """Return how far it came, in thousandths."""
+        return {"permille": self._core.healing.scrub_permille}
+
+    async def _read(self, place: ScrubPlace) -> float:
+        began_s = self._clock.monotonic_s()
+        self._pace.begin()
+        tenant, ids, verdicts = await self._core.executor.run(_read_some, self._core.store, place)
+        if not ids:
+            await self._end(place)
+            return IDLE_S
+        self._core.note_corrupt(tenant, ids, verdicts)
+        corrupt = sum(verdict is Verdict.CORRUPT for verdict in verdicts)
+        self._place = replace(
+            place,
+            tenant=tenant,
+            after=ids[-1],
+            read_blocks=place.read_blocks + len(ids),
+            corrupt_blocks=place.corrupt_blocks + corrupt,
+        )
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._saved_s + _SAVE_INTERVAL_S:
+            await self._save(self._place)
+        status = await self._core.executor.run(self._core.store_status)
+        due_s = step_s(period_s=self._period_s, blocks=len(ids), all_blocks=status.block_count) - (now_s - began_s)
+        return min(_PAUSE_S_MAX, max(due_s, self._pace.pause_s()))
+
+    async def _end(self, place: ScrubPlace) -> None:
+        now_unix_ms = self._clock.now_unix_ms()
+        self._place = ScrubPlace(ended_unix_ms=now_unix_ms, last_began_unix_ms=place.began_unix_ms)
+        await self._save(self._place)
+        self._log.info(
+            "scrub ends",
+            seconds=(now_unix_ms - place.began_unix_ms) // 1000,
+            blocks=place.read_blocks,
+            corrupt=place.corrupt_blocks,
+        )
+
+    async def _save(self, place: ScrubPlace) -> None:
+        await self._core.executor.run(self._home.save_scrub, place)
+        self._saved_s = self._clock.monotonic_s()
+
+    def _report(self, place: ScrubPlace) -> None:
+        healing = self._core.healing
+        total = max(place.read_blocks, self._core.store_status().block_count, 1)
+        healing.scrub_permille = 1000 * place.read_blocks // total
+        healing.scrubbed_unix_ms = place.ended_unix_ms
+
+
+def _read_some(store: BlockStore, place: ScrubPlace) -> tuple[int, list[bytes], list[Verdict]]:
+    """Read and hash the next blocks behind a place; returns their tenant, ids and verdicts. Runs in the executor."""
+    for tenant in store.tenants():
+        if tenant < place.tenant:
+            continue
+        after = place.after if tenant == place.tenant else b""
+        entries = store.scan(tenant, partition=None, after=after, limit=_BLOCKS_PER_STEP)
+        if entries:
+            ids = [entry.block_id for entry in entries]
+            return tenant, ids, store.has(tenant, ids, verify=True)
+    return place.tenant, [], []

@@ -1,0 +1,237 @@
+"""The worker that makes a node hold what it has to, and then let go of what it has not: sync, anti-entropy, drops.
+
+One step is a look at one batch of partitions (`plan`), or, where nothing waits for a look, one step of the dropper. So
+no drop is under way while a sync goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S
+from holdfast_core.runtime.background import Pace
+from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.logs import Log
+from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.drop import Dropper
+from holdfast_storagenode.healing.peers import FreshEpoch, Peers
+from holdfast_storagenode.healing.plan import Looked, SyncBatch, SyncProgress, differing
+from holdfast_storagenode.healing.pulling import Puller
+from holdfast_storagenode.living import Living, enough
+from holdfast_storagenode.store import BlockStore, Holding
+
+IDLE_S: Final = 0.25
+"""Seconds until the worker looks again whether anything has changed."""
+
+PARTITIONS_PER_STEP: Final = 64
+_PARTITIONS_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a peer holds of a partition, and the epoch that it fenced before it looked."""
+
+    fenced_epoch: int
+    holdings: tuple[Holding, ...]
+
+
+class SyncWorker:
+    """See the module."""
+
+    name = "sync"
+
+    def __init__(
+        self,
+        core: NodeCore,
+        peers: Peers,
+        puller: Puller,
+        dropper: Dropper,
+        *,
+        fresh_epoch: FreshEpoch,
+        clock: Clock,
+        log: Log,
+        gentleness: float,
+        interval_s: float = ANTI_ENTROPY_INTERVAL_S,
+    ) -> None:
+        """Prepare; rounds begin `interval_s` after one another at most, and work is as gentle as `Pace` says."""
+        self._core = core
+        self._peers = peers
+        self._puller = puller
+        self._dropper = dropper
+        self._fresh_epoch = fresh_epoch
+        self._clock = clock
+        self._log = log
+        self._pace = Pace(clock, gentleness=gentleness)
+        self._progress = SyncProgress(core.node_id, interval_s=interval_s)
+        self._began_s = 0.0
+        self._said_synced = 0
+
+    async def step(self) -> float:
+        """Look at one batch of partitions, or drop a batch of blocks; return the seconds to wait.
+
+        Raises:
+            HoldfastError: what the node's own store raises; UNREACHABLE where no coordinator tells the epoch.
+        """
+        core, living = self._core, self._core.cluster.living
+        if living is None or not core.opened:
+            return IDLE_S
+        up = frozenset(name for name, node in core.cluster.peers.items() if node.up and name != core.node_id)
+        if self._progress.observe(living, up, self._clock.monotonic_s()):
+            self._begin(living)
+            await self._dropper.observe(living)
+        batch = self._progress.next_batch(partitions_max=PARTITIONS_PER_STEP)
+        if batch is not None:
+            self._pace.begin()
+            looks = await self._look_at(batch, living)
+            self._progress.settle(looks, self._clock.monotonic_s())
+            pause_s = self._pause_s(batch, living)
+        else:
+            await self._dropper.observe(living)
+            self._pace.begin()
+            dropped = living.may_drop and await self._dropper.step(living)
+            pause_s = self._pace.pause_s() if dropped else IDLE_S
+        self._report(living)
+        return pause_s
+
+    def status(self) -> Mapping[str, int]:
+        """Return how many partitions are owned, synced and at risk, and how many blocks are foreign."""
+        healing = self._core.healing
+        return {
+            "partitions": healing.partitions,
+            "partitions_synced": healing.partitions_synced,
+            "partitions_at_risk": healing.partitions_at_risk,
+            "foreign_blocks": healing.foreign_blocks,
+        }
+
+    def _begin(self, living: Living) -> None:
+        self._began_s = self._clock.monotonic_s()
+        self._log.info(
+            "sync begins",
+            layout_epoch=living.newest.epoch,
+            older_epochs=[layout.epoch for layout in living.older],
+            partitions=len(self._progress.owned),
+        )
+
+    def _report(self, living: Living) -> None:
+        progress, healing, epoch = self._progress, self._core.healing, living.newest.epoch
+        healing.partitions = len(progress.owned)
+        healing.partitions_synced = progress.synced_count
+        healing.partitions_at_risk = progress.at_risk_count
+        # Foreign blocks are counted first, so that who hears of the sync has heard of them too.
+        if not progress.all_synced or not self._dropper.counted(living) or self._core.fenced_epoch < epoch:
+            return
+        healing.synced_epoch = epoch
+        if self._said_synced != epoch:
+            self._said_synced = epoch
+            self._log.info(
+                "sync ends",
+                layout_epoch=epoch,
+                seconds=round(self._clock.monotonic_s() - self._began_s, 3),
+                partitions=len(progress.owned),
+                repaired_blocks=healing.repaired_blocks,
+                repaired_bytes=healing.repaired_bytes,
+            )
+
+    def _pause_s(self, batch: SyncBatch, living: Living) -> float:
+        # Nothing is gained by gentleness where one more failure may cost data.
+        return 0.0 if batch.live_owners < living.newest.write_quorum else self._pace.pause_s()
+
+    async def _look_at(self, batch: SyncBatch, living: Living) -> dict[int, Looked]:
+        told = await self._compare(batch, living)
+        own = await self._core.executor.run(own_holdings, self._core.store, batch.partitions)
+        await self._raise_floors(batch, living, told)
+        looks: dict[int, Looked] = {}
+        slots = asyncio.Semaphore(_PARTITIONS_AT_ONCE)
+
+        async def look(partition: int) -> None:
+            async with slots:
+                looks[partition] = await self._look(batch, living, partition, own[partition], told[partition])
+
+        async with plain_task_group() as group:
+            for partition in batch.partitions:
+                group.create_task(look(partition))
+        return looks
+
+    async def _compare(self, batch: SyncBatch, living: Living) -> dict[int, dict[str, _Told]]:
+        """Return by partition and node what the sources of a batch say that they hold."""
+        told: dict[int, dict[str, _Told]] = {partition: {} for partition in batch.partitions}
+
+        async def ask(node_id: str, partitions: Sequence[int]) -> None:
+            left = partitions
+            try:
+                while left:
+                    answer = await self._peers.compare(node_id, left, layout_epoch=living.newest.epoch)
+                    if not 0 < len(answer.holdings) <= len(left):
+                        raise HoldfastError(ErrorCode.INTERNAL, "answers for another number of partitions")
+                    for partition, holdings in zip(left, answer.holdings, strict=False):
+                        told[partition][node_id] = _Told(answer.fenced_epoch, holdings)
+                    left = left[len(answer.holdings) :]
+                self._puller.note_trouble(node_id, "")
+            except HoldfastError as error:
+                self._puller.note_trouble(node_id, error.message)
+
+        async with plain_task_group() as group:
+            for node_id, partitions in batch.sources.items():
+                group.create_task(ask(node_id, partitions))
+        return told
+
+    def _fenced(self, living: Living, told: Mapping[str, _Told]) -> frozenset[str]:
+        """Return who fences the newest epoch, of those that answered and this node."""
+        epoch = living.newest.epoch
+        fenced = {node_id for node_id, answer in told.items() if answer.fenced_epoch >= epoch}
+        return frozenset(fenced | {self._core.node_id}) if self._core.fenced_epoch >= epoch else frozenset(fenced)
+
+    async def _raise_floors(self, batch: SyncBatch, living: Living, told: Mapping[int, Mapping[str, _Told]]) -> None:
+        """Raise the stamp floors of the partitions of which enough old owners fence the newest epoch, where not done.
+
+        The epoch that they are raised to is read only now, after those owners fenced: what an open session leans on
+        under an older layout was stamped before, so the session's epoch is not above it.
+        """
+        if not living.older:
+            return
+        ready = [
+            partition
+            for partition in self._progress.without_floor(batch.partitions)
+            if enough(living, partition, self._fenced(living, told[partition]))
+        ]
+        if ready:
+            epoch = await self._fresh_epoch()
+            await self._core.executor.run(self._core.store.raise_floor, ready, epoch)
+            self._progress.floored(ready)
+
+    async def _look(
+        self, batch: SyncBatch, living: Living, partition: int, own: Sequence[Holding], told: Mapping[str, _Told]
+    ) -> Looked:
+        """Pull what any source of a partition holds and this node lacks."""
+        fenced = self._fenced(living, told)
+        covered = {self._core.node_id} & fenced
+        deferred = False
+        lost: dict[int, set[bytes]] = {}
+        for node_id in _turned(tuple(told), partition):
+            whole = True
+            for tenant in differing(own, told[node_id].holdings):
+                pulled = await self._puller.pull(node_id, partition=partition, tenant=tenant, kinds=batch.stage.kinds)
+                deferred |= pulled.deferred
+                whole &= pulled.whole and not pulled.deferred
+                lost.setdefault(tenant, set()).update(pulled.lost)
+            if whole and node_id in fenced:
+                covered.add(node_id)
+        for tenant, ids in lost.items():
+            await self._puller.note_lost(tenant, sorted(ids))
+        return Looked(answered=frozenset({*told, self._core.node_id}), covered=frozenset(covered), deferred=deferred)
+
+
+def own_holdings(store: BlockStore, partitions: Sequence[int]) -> dict[int, tuple[Holding, ...]]:
+    """Return what a store holds of partitions. Runs in the executor."""
+    return {partition: tuple(store.holdings(partition)) for partition in partitions}
+
+
+def _turned(nodes: Sequence[str], by: int) -> tuple[str, ...]:
+    """Return `nodes` in an order that differs from partition to partition, so that no source bears all."""
+    at = by % len(nodes) if nodes else 0
+    return (*nodes[at:], *nodes[:at])

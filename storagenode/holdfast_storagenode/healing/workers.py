@@ -1,0 +1,121 @@
+"""Puts together what heals one node.
+
+In a cluster `StorageNode` does it with peers over gRPC. A simulation does the same with its own executor, clock and
+peers: `core = NodeCore(home, executor)`; `beats = Heartbeats(core, send, ...)`; `healing = Healing(core, home, peers,
+fresh_epoch=beats.fresh_epoch, ...)`; then `run_workers(healing.workers, clock, log)` beside `beats.run()`. What peers
+ask of the node is `healing.peer_side`, what clients ask is `core`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S, SCRUB_PERIOD_S
+from holdfast_core.runtime.background import RETRY_S, Worker
+from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.logs import Log
+from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.drop import Dropper
+from holdfast_storagenode.healing.peers import FreshEpoch, Peers
+from holdfast_storagenode.healing.pulling import Puller
+from holdfast_storagenode.healing.repair import RepairWorker
+from holdfast_storagenode.healing.scrub import ScrubHome, ScrubWorker
+from holdfast_storagenode.healing.serving import PeerSide
+from holdfast_storagenode.healing.sync import SyncWorker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealingOptions:
+    """How a node heals.
+
+    Attributes:
+        gentleness: after a piece of work, as many times as long as it took is waited (`Pace`).
+        interval_s: seconds between two rounds of comparisons with the peers.
+        scrub_period_s: seconds in which every block is read and hashed once.
+    """
+
+    gentleness: float = 0.5
+    interval_s: float = ANTI_ENTROPY_INTERVAL_S
+    scrub_period_s: float = SCRUB_PERIOD_S
+
+
+class Healing:
+    """What heals one node.
+
+    Attributes:
+        peer_side: what its peers may ask of it.
+        workers: its background work, to be run side by side.
+        repair: the one of them that fetches single blocks.
+    """
+
+    def __init__(
+        self,
+        core: NodeCore,
+        home: ScrubHome,
+        peers: Peers,
+        *,
+        fresh_epoch: FreshEpoch,
+        clock: Clock,
+        log: Log,
+        options: HealingOptions,
+    ) -> None:
+        """Put it together; nothing runs yet."""
+        fresh = _passing(fresh_epoch)
+        puller = Puller(core, peers, fresh, log)
+        dropper = Dropper(core, peers, fresh_epoch=fresh, clock=clock, log=log)
+        gentleness = options.gentleness
+        self.peer_side = PeerSide(core, fresh)
+        self.repair = RepairWorker(core, puller, clock=clock, gentleness=gentleness, again_s=options.interval_s)
+        sync = SyncWorker(
+            core,
+            peers,
+            puller,
+            dropper,
+            fresh_epoch=fresh,
+            clock=clock,
+            log=log,
+            gentleness=gentleness,
+            interval_s=options.interval_s,
+        )
+        scrub = ScrubWorker(
+            core, home, clock=clock, log=log, period_s=options.scrub_period_s, gentleness=max(gentleness, 1.0)
+        )
+        self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in (sync, self.repair, scrub))
+
+
+class _WhileDiskWorks:
+    """A worker that waits once the disk has failed: the node goes on serving what it can read."""
+
+    def __init__(self, worker: Worker, core: NodeCore) -> None:
+        self.name = worker.name
+        self._worker = worker
+        self._core = core
+
+    async def step(self) -> float:
+        if self._core.store_status().failed:
+            return RETRY_S
+        try:
+            return await self._worker.step()
+        except HoldfastError as error:
+            if error.code is ErrorCode.INTERNAL and self._core.store_status().failed:
+                return RETRY_S
+            raise
+
+    def status(self) -> Mapping[str, int]:
+        return self._worker.status()
+
+
+def _passing(fresh_epoch: FreshEpoch) -> FreshEpoch:
+    """Return `fresh_epoch` such that whatever a coordinator refuses counts as that none was reached."""
+
+    async def fresh() -> int:
+        try:
+            return await fresh_epoch()
+        except HoldfastError as error:
+            raise HoldfastError(
+                ErrorCode.UNREACHABLE, f"no coordinator tells the collection epoch: {error.message}"
+            ) from error
+
+    return fresh
