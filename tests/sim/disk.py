@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from holdfast_core.model.block import verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_storagenode.healing.scrub import ScrubPlace
 from holdfast_storagenode.store import (
     BlockEntry,
     Found,
@@ -85,6 +86,7 @@ class Disk:
     slow_s: float = 0.003
     under_way: list[_Batch] = field(default_factory=list)
     name: str = ""
+    scrub: ScrubPlace = field(default_factory=ScrubPlace)
     watcher: DiskWatcher | None = None
     stamps_lost: dict[tuple[int, Key], int] = field(default_factory=dict)
 

@@ -10,12 +10,17 @@ from typing import Final, ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from holdfast_core.runtime.background import run_workers
+from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.logs import get_log
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
 from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.datadir import Identity
+from holdfast_storagenode.healing import repair, scrub, sync
+from holdfast_storagenode.healing.scrub import ScrubPlace
+from holdfast_storagenode.healing.workers import Healing, HealingOptions
 from holdfast_storagenode.heartbeats import Heartbeats, heartbeats_over
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.segments.observer import StoreObserver
@@ -25,13 +30,17 @@ from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
 from tests.sim.coordinators import SimEndpoints
 from tests.sim.disk import Disk, SimStore
 from tests.sim.network import Network
-from tests.sim.rpc import SimServer, address_of
+from tests.sim.peers import SimPeers, serve_peers
+from tests.sim.rpc import SimServer, address_of, inject
 from tests.sim.world import Process, World
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _CLUSTER: Final = "cluster"
+# How often idle workers look is nothing that a history depends on, and most of what it costs.
+for _module, _idle_s in ((repair, 0.5), (scrub, 1.0), (sync, 0.5)):
+    inject(_module, "IDLE_S", _idle_s)
 # Counters of one process of the machine that simulates: nothing in a history depends on them.
 _METRICS: Final = NodeMetrics(CollectorRegistry(), get_log("storagenode"))
 
@@ -79,6 +88,15 @@ class SimHome:
         """See `NodeHome`."""
         self._process.check_alive()
         self._disk.saved[_CLUSTER] = known.SerializeToString()
+
+    def load_scrub(self) -> ScrubPlace:
+        """See `ScrubHome`."""
+        return self._disk.scrub
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """See `ScrubHome`."""
+        self._process.check_alive()
+        self._disk.scrub = place
 
     def capacity_bytes(self) -> int:
         """See `NodeHome`."""
@@ -152,6 +170,7 @@ class _SimNode:
         self._process = process
         self._home = home
         self._zone = zone
+        self._network = network
         self._core = NodeCore(home, SimExecutor(process, dice))
         self._endpoints = SimEndpoints(process, coordinators, network)
 
@@ -171,7 +190,19 @@ class _SimNode:
             clock=self._process.clock,
             log=get_log("storagenode"),
         )
-        await beats.run()
+        healing = Healing(
+            self._core,
+            self._home,
+            SimPeers(self._process, self._network),
+            fresh_epoch=beats.fresh_epoch,
+            clock=self._process.clock,
+            log=get_log("storagenode"),
+            options=HealingOptions(interval_s=20.0, scrub_period_s=60.0),
+        )
+        serve_peers(self._process, healing.peer_side)
+        async with plain_task_group() as group:
+            group.create_task(beats.run())
+            group.create_task(run_workers(healing.workers, self._process.clock, get_log("storagenode")))
 
     async def _status(self) -> NodeStatus:
         clock = self._process.clock

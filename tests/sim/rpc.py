@@ -289,7 +289,7 @@ def _rpc_error(error: HoldfastError) -> grpc.aio.AioRpcError:
 def inject(owner: object, name: str, value: object) -> None:
     """Put a simulated part in the place of one that a product's object made for itself."""
     if not hasattr(owner, name):
-        raise AttributeError(f"{type(owner).__name__} has no {name} to replace")
+        raise AttributeError(f"{owner!r} has no {name} to replace")
     setattr(owner, name, value)
 
 
