@@ -215,6 +215,18 @@ class Operator:
         request = cluster_pb2.ApplyLayoutRequest(previous_epoch=plan.previous_epoch)
         await self._call(lambda channel: ClusterServiceStub(channel).ApplyLayout, request)
 
+    async def replace_lost(self) -> None:
+        """Make a layout without the nodes that are lost, where the steward may not: fewer than R would remain."""
+        lost = [host.name for host in self._cluster.nodes.values() if host.lost]
+        for host in self._cluster.nodes.values():
+            if not host.lost:
+                await self.undrain(host.name)
+        records = [name for name in lost if self._cluster.is_registered(name)]
+        request = cluster_pb2.PlanLayoutRequest(remove_node_ids=records)
+        plan = await self._call(lambda channel: ClusterServiceStub(channel).PlanLayout, request)
+        apply = cluster_pb2.ApplyLayoutRequest(previous_epoch=plan.previous_epoch, remove_node_ids=records)
+        await self._call(lambda channel: ClusterServiceStub(channel).ApplyLayout, apply)
+
     async def remove_nodes(self) -> None:
         """Remove the nodes that are lost for good."""
         for host in list(self._cluster.nodes.values()):

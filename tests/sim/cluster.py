@@ -124,6 +124,10 @@ class SimCluster:
             return False
         return bool(parse(item, common_pb2.NodeStatus).message.layout_epoch == layouts[0].epoch)
 
+    def is_registered(self, node_id: str) -> bool:
+        """Whether a node is registered."""
+        return self.tables.peek(keyspace.node_record(node_id)) is not None
+
     def endpoints(self, client: Client) -> SimEndpoints:
         """Return a client's way to the coordinators."""
         return client._endpoints
