@@ -123,13 +123,13 @@ def keep_only(cluster: MemoryCluster, number: int, kinds: set[int], monkeypatch:
     store = store_of(cluster, number)
     taken: set[bytes] = set()
 
-    def put(tenant: int, blocks: Sequence[Sealed]) -> list[Verdict]:
+    def put(tenant: int, blocks: Sequence[Sealed], *, stamp: int = 0) -> list[Verdict]:
         taken.update(block.id for block in blocks)
-        MemoryStore.put(store, tenant, [block for block in blocks if kind_of(block.data) in kinds])
+        MemoryStore.put(store, tenant, [block for block in blocks if kind_of(block.data) in kinds], stamp=stamp)
         return [Verdict.OK] * len(blocks)
 
-    def has(tenant: int, ids: Sequence[bytes], *, verify: bool = False) -> list[Verdict]:
-        honest = MemoryStore.has(store, tenant, ids, verify=verify)
+    def has(tenant: int, ids: Sequence[bytes], *, verify: bool = False, stamp: int = 0) -> list[Verdict]:
+        honest = MemoryStore.has(store, tenant, ids, verify=verify, stamp=stamp)
         return [Verdict.OK if block_id in taken else verdict for block_id, verdict in zip(ids, honest, strict=True)]
 
     monkeypatch.setattr(store, "put", put)

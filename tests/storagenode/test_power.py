@@ -1,4 +1,4 @@
-"""kill -9 at random moments: nothing that was acknowledged is lost, nothing that was deleted comes back."""
+"""kill -9 at random moments: no acknowledged block or stamp is lost, nothing that was deleted comes back."""
 
 from __future__ import annotations
 
@@ -56,17 +56,21 @@ def run_and_kill(directory: Path, first: int, lines_until_kill: int, pause_s: fl
 @pytest.mark.parametrize("seed", range(2))
 def test_no_acknowledged_block_is_lost_by_kill_9(tmp_path: Path, seed: int) -> None:
     moments = random.Random(seed)
+    stamps: dict[bytes, int] = {}
     acknowledged: dict[int, None] = {}
     deleted: set[int] = set()
     asked: set[int] = set()
     for round_number in range(ROUNDS):
         first = round_number * 1_000_000
-        lines = run_and_kill(tmp_path, first, moments.randrange(3, 80), moments.random() * 0.02)
+        lines = run_and_kill(tmp_path, first, moments.randrange(3, 200), moments.random() * 0.02)
         for line in lines:
             if line.startswith("?"):
                 asked.add(int(line[1:]))
             elif line.startswith("-"):
                 deleted.add(int(line[1:]))
+            elif line.startswith("="):
+                number, stamp = map(int, line[1:].split())
+                stamps[make_block(number, size=BLOCK_BYTES).id] = stamp
             else:
                 number, count = map(int, line.split())
                 acknowledged.update(dict.fromkeys(range(number, number + count)))
@@ -80,4 +84,10 @@ def test_no_acknowledged_block_is_lost_by_kill_9(tmp_path: Path, seed: int) -> N
     assert store.has(1, gone) == [Verdict.MISSING] * len(gone)
     assert store.status().quarantined_count == 0
     assert len(certain) > 50
+    listed = store.scan(1, partition=None, after=b"", limit=1 << 20)
+    assert [entry.block_id for entry in listed if entry.stamp < stamps.get(entry.block_id, 1)] == []
+    ids = {entry.block_id for entry in listed}
+    assert stamps.keys() <= ids
+    assert len(stamps) > 20
+    assert store.delete(1, list(stamps), cutoff=2) == [Verdict.KEPT] * len(stamps), "the stamps are still known"
     store.close()

@@ -129,7 +129,9 @@ class StampModel(RuleBasedStateMachine):
         """Go on from what is on the disk now, perhaps without the index."""
         self.lives += 1
         crashed = self.root / str(self.lives)
-        shutil.copytree(self.directory, crashed)
+        # A copy that is made while the index is written is nothing that a crash could leave.
+        with self.store._checkpointer._writing:
+            shutil.copytree(self.directory, crashed)
         self.store.close()
         shutil.rmtree(self.directory)
         self.directory = crashed

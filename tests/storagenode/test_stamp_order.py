@@ -261,3 +261,17 @@ def test_a_stamp_of_a_copy_that_was_removed_does_not_count_for_its_heir(held: He
     held.release()
     assert [answer.result() for answer in (first, deleted, sent, again)] == [[Verdict.OK]] * 4
     assert held.stamp_of(block) == 9
+
+
+def test_many_ids_are_decided_in_parts_and_answered_in_order(held: Held) -> None:
+    blocks = make_blocks(3, size=40)
+    held.store.put(1, blocks, stamp=1)
+    unknown = [number.to_bytes(32, "big") for number in range(5000)]
+    asked = [blocks[0].id, *unknown, blocks[1].id, *unknown, blocks[2].id]
+    answers = [Verdict.OK, *[Verdict.MISSING] * 5000, Verdict.OK, *[Verdict.MISSING] * 5000, Verdict.OK]
+    assert held.store.has(1, asked, stamp=4) == answers
+    assert held.store.has(1, asked, verify=True, stamp=5) == answers
+    assert held.store.has(1, [], stamp=6) == []
+    assert [held.stamp_of(block) for block in blocks] == [5, 5, 5]
+    assert held.store.delete(1, asked, cutoff=6) == answers
+    assert held.store.delete(1, [], cutoff=6) == []

@@ -7,7 +7,7 @@ use?); reads take no lock; the committing thread alone writes segments; one chec
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ from holdfast_storagenode.segments.space import Space
 from holdfast_storagenode.store import BlockEntry, Found, Holding, PartitionOf, Sealed, StoreStatus, Verdict
 
 LOOKUP_IDS_MAX: Final = 1024
+DECIDED_IDS_MAX: Final = 4096
 
 _SEGMENTS_NAME: Final = "segments"
 
@@ -233,7 +234,9 @@ class SegmentStore:
             verdicts.extend(item if isinstance(item, Verdict) else Verdict.OK for item in found)
         if stamp:
             looked_at = verdicts if verify else [Verdict.OK] * len(ids)
-            return self._decider.stamp(tenant, ids, looked_at, stamp=stamp).result()
+            return _gather(
+                self._decider.stamp(tenant, ids[part], looked_at[part], stamp=stamp) for part in _parts(len(ids))
+            )
         if not verify:
             for entry in self._entries(tenant, ids):
                 present = Verdict.CORRUPT if entry is not None and entry.quarantined else Verdict.OK
@@ -250,7 +253,7 @@ class SegmentStore:
         Raises:
             HoldfastError: CONFLICT, NOT_READY; DISK_FULL; INTERNAL if the disk failed.
         """
-        return self._decider.delete(tenant, ids, cutoff=cutoff).result()
+        return _gather(self._decider.delete(tenant, ids[part], cutoff=cutoff) for part in _parts(len(ids)))
 
     def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
@@ -385,3 +388,13 @@ class SegmentStore:
             self._observer.quarantined(
                 tenant=tenant, block_id=item.block_id, segment=place.segment, offset=place.offset
             )
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Yield what to decide at once, at least one part: others get the lock in between."""
+    return (slice(at, at + DECIDED_IDS_MAX) for at in range(0, max(count, 1), DECIDED_IDS_MAX))
+
+
+def _gather(answers: Iterable[Future[list[Verdict]]]) -> list[Verdict]:
+    """Decide everything, so that it shares syncs, then wait for all of it."""
+    return [verdict for answer in list(answers) for verdict in answer.result()]

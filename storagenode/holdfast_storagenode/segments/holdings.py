@@ -14,8 +14,8 @@ from typing import Final, TypeAlias
 
 from holdfast_storagenode.store import Holding
 
-# One of a tenant in a partition takes about 250 bytes.
-TALLIES_MAX: Final = 131_072
+# One of a tenant in a partition takes about 330 bytes; this is 64 tenants in each of 4,096 partitions.
+TALLIES_MAX: Final = 262_144
 
 _MODULUS: Final = 1 << 256
 _DIGEST_BYTES: Final = 32
