@@ -34,6 +34,16 @@ Reserve: TypeAlias = Annotated[
 Metrics: TypeAlias = Annotated[
     str | None, typer.Option(envvar="HOLDFAST_METRICS", help="HOST:PORT of the Prometheus metrics page.")
 ]
+ScrubDays: TypeAlias = Annotated[
+    float, typer.Option(envvar="HOLDFAST_SCRUB_DAYS", help="Days in which every block is read and hashed once.")
+]
+RepairGentleness: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        envvar="HOLDFAST_REPAIR_GENTLENESS",
+        help="After a piece of repair, so many times as long as it took is waited (0: never).",
+    ),
+]
 TlsCa: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")]
 TlsCert: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")]
 TlsKey: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")]

@@ -17,10 +17,12 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_name
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_storagenode.durable import write_durably
+from holdfast_storagenode.healing.scrub_place import ScrubPlace, decode_place, encode_place
 from holdfast_storagenode.segments.record import INCARNATION_BYTES
 
 IDENTITY_NAME: Final = "node.json"
 CLUSTER_NAME: Final = "cluster.pb"
+SCRUB_NAME: Final = "scrub.json"
 LOCK_NAME: Final = "lock"
 
 _VERSION: Final = 1
@@ -84,6 +86,21 @@ class DataDirectory:
     def save_cluster(self, response: HeartbeatResponse) -> None:
         """Save a coordinator's answer durably."""
         write_durably(self.path / CLUSTER_NAME, response.SerializeToString())
+
+    def load_scrub(self) -> ScrubPlace:
+        """Return how far scrubbing came; the beginning where nothing was saved, or what was cannot be read.
+
+        A file that is damaged costs a round of reading, and nothing else.
+        """
+        file = self.path / SCRUB_NAME
+        try:
+            return decode_place(file.read_bytes()) if file.exists() else ScrubPlace()
+        except HoldfastError:
+            return ScrubPlace()
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """Save how far scrubbing came, durably."""
+        write_durably(self.path / SCRUB_NAME, encode_place(place))
 
     def close(self) -> None:
         """Let go of the lock."""

@@ -9,6 +9,8 @@ from typing import Final
 
 from holdfast_core.runtime.clock import Clock, SystemClock
 from holdfast_core.runtime.credentials import find_credential
+from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.workers import HEALING_DEFAULT, HealingOptions
 from holdfast_storagenode.home import MemoryHome, NodeHome, open_directory
 from holdfast_storagenode.node import DEFAULT_ZONE, NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
@@ -34,6 +36,7 @@ class EmbeddedStorageNode:
         heartbeat_s: float | None = None,
         options: EngineOptions | None = None,
         clock: Clock | None = None,
+        healing: HealingOptions = HEALING_DEFAULT,
     ) -> None:
         """Prepare a node; `token` is what it joins with, `options` are the engine's, for a node with a directory."""
         self._node_id = node_id
@@ -44,6 +47,7 @@ class EmbeddedStorageNode:
             credential=find_credential(coordinator_addresses, token=token),
             zone=zone,
             heartbeat_s=heartbeat_s,
+            healing=healing,
         )
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._memory = MemoryHome(node_id, random_bytes=secrets.token_bytes) if data_dir is None else None
@@ -54,6 +58,13 @@ class EmbeddedStorageNode:
     def node_id(self) -> str:
         """The node's name."""
         return self._node_id
+
+    @property
+    def core(self) -> NodeCore:
+        """The running node without its network, e.g. to reach its store."""
+        if self._node is None:
+            raise RuntimeError("the node is not running")
+        return self._node.core
 
     async def start(self) -> str:
         """Serve; return the address. After a stop, the same node on another port.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from holdfast_proto.v1.cluster_pb2 import HeartbeatResponse
 from holdfast_storagenode.datadir import DataDirectory, Identity
+from holdfast_storagenode.healing.scrub_place import ScrubPlace
 from holdfast_storagenode.memory import MemoryStore
 from holdfast_storagenode.segments.engine import EngineOptions, SegmentStore
 from holdfast_storagenode.segments.observer import StoreObserver
@@ -26,6 +27,14 @@ class NodeHome(Protocol):
 
     def save_cluster(self, known: HeartbeatResponse) -> None:
         """Save a coordinator's answer."""
+        ...
+
+    def load_scrub(self) -> ScrubPlace:
+        """Return how far scrubbing came, as it was saved last; the beginning if it was not."""
+        ...
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """Save how far scrubbing came."""
         ...
 
     def capacity_bytes(self) -> int:
@@ -57,6 +66,14 @@ class DirectoryHome:
         """See `NodeHome`."""
         self._directory.save_cluster(known)
 
+    def load_scrub(self) -> ScrubPlace:
+        """See `NodeHome`."""
+        return self._directory.load_scrub()
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """See `NodeHome`."""
+        self._directory.save_scrub(place)
+
     def capacity_bytes(self) -> int:
         """See `NodeHome`."""
         return SegmentStore.capacity_of(self._directory.path, self._options)
@@ -86,6 +103,7 @@ class MemoryHome:
     def __init__(self, node_id: str, *, random_bytes: Callable[[int], bytes]) -> None:
         self.identity = Identity(node_id, random_bytes(INCARNATION_BYTES))
         self._known: HeartbeatResponse | None = None
+        self._scrub = ScrubPlace()
         self._store: MemoryStore | None = None
 
     def load_cluster(self) -> HeartbeatResponse | None:
@@ -95,6 +113,14 @@ class MemoryHome:
     def save_cluster(self, known: HeartbeatResponse) -> None:
         """See `NodeHome`."""
         self._known = known
+
+    def load_scrub(self) -> ScrubPlace:
+        """See `NodeHome`."""
+        return self._scrub
+
+    def save_scrub(self, place: ScrubPlace) -> None:
+        """See `NodeHome`."""
+        self._scrub = place
 
     def capacity_bytes(self) -> int:
         """See `NodeHome`."""

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from typing import Final
 
+from holdfast_core.model.limits import SCRUB_PERIOD_S
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import find_credential
 from holdfast_core.runtime.logs import configure_logs
@@ -13,11 +14,13 @@ from holdfast_core.runtime.options import parse_address, parse_addresses, parse_
 from holdfast_core.runtime.signals import termination_signals
 from holdfast_storagenode import command_options as opt
 from holdfast_storagenode.allocator import keep_freed_memory
+from holdfast_storagenode.healing.workers import DAY_S, GENTLENESS_DEFAULT, healing_options
 from holdfast_storagenode.home import DirectoryHome, open_directory
 from holdfast_storagenode.node import DEFAULT_ZONE, NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
 
 DEFAULT_BIND: Final = "127.0.0.1:7410"
+SCRUB_DAYS_DEFAULT: Final = SCRUB_PERIOD_S / DAY_S
 
 
 def command(
@@ -31,6 +34,8 @@ def command(
     capacity: opt.Capacity = None,
     reserve: opt.Reserve = None,
     metrics: opt.Metrics = None,
+    scrub_days: opt.ScrubDays = SCRUB_DAYS_DEFAULT,
+    repair_gentleness: opt.RepairGentleness = GENTLENESS_DEFAULT,
     tls_ca: opt.TlsCa = None,
     tls_cert: opt.TlsCert = None,
     tls_key: opt.TlsKey = None,
@@ -54,6 +59,7 @@ def command(
         tls=tls,
         plaintext_on_network=insecure_plaintext_on_network,
         metrics_bind=metrics,
+        healing=healing_options(scrub_days=scrub_days, gentleness=repair_gentleness),
     )
     options = EngineOptions(
         capacity_bytes=None if capacity is None else parse_size(capacity),

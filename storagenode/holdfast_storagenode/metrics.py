@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from holdfast_core.model.limits import KIB, MIB
 from holdfast_core.runtime.logs import Log
 from holdfast_core.runtime.metrics import SYNC_SECONDS_BUCKETS
+from holdfast_storagenode.healing.status import HealingStatus
 from holdfast_storagenode.segments.observer import StoreObserver
 from holdfast_storagenode.store import StoreStatus
 
@@ -24,9 +27,11 @@ class NodeMetrics(StoreObserver):
         """Register the metrics in `registry`."""
         self._log = log
         self._registry = registry
+        self._on_quarantined: Callable[[int, bytes], object] = lambda tenant, block_id: None
         self._blocks = Counter(
             "holdfast_node_blocks",
-            "Blocks received (in), sent (out), and received though present already (deduplicated).",
+            "Blocks received (in), sent (out), received though present already (deduplicated), and given to "
+            "other nodes (to_peers) or handed over by them (from_peers).",
             ("direction",),
             registry=registry,
         )
@@ -77,8 +82,16 @@ class NodeMetrics(StoreObserver):
         ):
             Gauge(f"holdfast_node_{name}", text, registry=self._registry).set_function(value)
 
+    def watch_healing(self, healing: HealingStatus) -> None:
+        """Register figures of repair, sync and scrubbing, which are read at each scrape."""
+        self._registry.register(_HealingCollector(healing))
+
+    def on_quarantined(self, heard: Callable[[int, bytes], object]) -> None:
+        """Let `heard(tenant, block_id)` know of copies that are set aside; it is called from the store's threads."""
+        self._on_quarantined = heard
+
     def moved(self, direction: str, *, blocks: int, size_bytes: int) -> None:
-        """Count blocks; `direction` is "in", "out" or "deduplicated"."""
+        """Count blocks; `direction` is "in", "out", "deduplicated", "to_peers" or "from_peers"."""
         self._blocks.labels(direction).inc(blocks)
         self._bytes.labels(direction).inc(size_bytes)
 
@@ -104,6 +117,7 @@ class NodeMetrics(StoreObserver):
         """See `StoreObserver`."""
         self._found_corrupt.inc()
         self._log.error("quarantined", tenant=tenant, block=block_id.hex(), segment=segment, offset=offset)
+        self._on_quarantined(tenant, block_id)
 
     def tail_cut(self, *, segment: int, offset: int, size_bytes: int) -> None:
         """See `StoreObserver`."""
@@ -134,3 +148,32 @@ class NodeMetrics(StoreObserver):
         """See `StoreObserver`."""
         self._freed.inc(freed_bytes)
         self._log.info("segment compacted", segment=segment, freed_bytes=freed_bytes)
+
+
+class _HealingCollector(Collector):
+    """Turns the figures of healing into metrics at each scrape."""
+
+    def __init__(self, healing: HealingStatus) -> None:
+        self._healing = healing
+
+    def collect(self) -> Iterator[Metric]:
+        healing = self._healing
+        for name, text, count in (
+            ("repaired_blocks", "Blocks that came from peers.", healing.repaired_blocks),
+            ("repaired_bytes", "Sealed bytes of those blocks.", healing.repaired_bytes),
+            ("wrong_from_peers", "Blocks that peers sent with bytes that are not theirs.", healing.wrong_blocks),
+            ("dropped_blocks", "Blocks of others that this node let go of.", healing.dropped_blocks),
+            ("handed_blocks", "Blocks that this node handed to owners.", healing.handed_blocks),
+        ):
+            yield CounterMetricFamily(f"holdfast_node_{name}", text, value=count)
+        for name, text, figure in (
+            ("synced_epoch", "Newest layout epoch that the node has synced.", healing.synced_epoch),
+            ("partitions", "Partitions owned in the newest layout.", healing.partitions),
+            ("partitions_synced", "Those of them that are synced.", healing.partitions_synced),
+            ("partitions_at_risk", "Those that too few old owners answer for.", healing.partitions_at_risk),
+            ("foreign_blocks", "Blocks of partitions owned in no living layout.", healing.foreign_blocks),
+            ("unrepaired_blocks", "Blocks that no peer could give.", len(healing.unrepaired_ids())),
+            ("scrub_ratio", "Share of blocks that this round of scrubbing has read.", healing.scrub_permille / 1000),
+            ("scrubbed_seconds", "Unix time of the end of the last round.", healing.scrubbed_unix_ms / 1000),
+        ):
+            yield GaugeMetricFamily(f"holdfast_node_{name}", text, value=figure)

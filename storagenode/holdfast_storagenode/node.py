@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.background import run_workers
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.credentials import Credential
@@ -17,13 +18,16 @@ from holdfast_core.runtime.server import DRAIN_GRACE_S, ServiceHost
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.grpc_peers import GrpcPeers
+from holdfast_storagenode.healing.workers import HEALING_DEFAULT, Healing, HealingOptions
 from holdfast_storagenode.heartbeats import Heartbeats, heartbeats_over
 from holdfast_storagenode.home import NodeHome
 from holdfast_storagenode.metrics import NodeMetrics
+from holdfast_storagenode.peer_service import PeerService
 from holdfast_storagenode.segments.record import SEGMENT_BYTES_TARGET
 from holdfast_storagenode.service import BlockService
 from holdfast_storagenode.store import CompactingStore
-from holdfast_storagenode.wire import SERVICE_NAME, add_block_service
+from holdfast_storagenode.wire import PEER_SERVICE_NAME, SERVICE_NAME, add_block_service, add_peer_service
 from holdfast_storagenode.workers import Workers
 
 DEFAULT_ZONE: Final = "default"
@@ -49,6 +53,7 @@ class NodeSettings:
         plaintext_on_network: whether it may bind any address without TLS.
         metrics_bind: HOST:PORT of the metrics page; None for none.
         heartbeat_s: seconds between heartbeats at most; None for what the coordinator asks.
+        healing: how it repairs and scrubs.
     """
 
     coordinators: tuple[str, ...]
@@ -60,6 +65,7 @@ class NodeSettings:
     plaintext_on_network: bool = False
     metrics_bind: str | None = None
     heartbeat_s: float | None = None
+    healing: HealingOptions = HEALING_DEFAULT
 
 
 class StorageNode:
@@ -87,6 +93,7 @@ class StorageNode:
         self._workers = Workers()
         self._core = NodeCore(home, self._workers, self._metrics)
         self._endpoints: Endpoints | None = None
+        self._peers: GrpcPeers | None = None
         self._background: asyncio.Task[None] | None = None
 
     @property
@@ -112,14 +119,31 @@ class StorageNode:
         """
         await self._core.open()
         self._metrics.watch_store(self._core.store_status)
-        access = AccessControl(self._core.cluster, self._clock)
-        service = BlockService(self._core, access, self._metrics, self._status)
-        self._host.add(add_block_service, service, SERVICE_NAME)
-        await self._host.start()
         settings = self._settings
         self._endpoints = Endpoints(settings.coordinators, tls=settings.tls, credential=settings.credential)
+        self._peers = GrpcPeers(self._core.cluster, tls=settings.tls)
+        beats = Heartbeats(
+            self._core,
+            heartbeats_over(self._endpoints),
+            incarnation=self._home.identity.incarnation,
+            interval_s=settings.heartbeat_s,
+            status=self._status,
+            clock=self._clock,
+            log=self._log,
+        )
+        healing = Healing(
+            self._core,
+            self._home,
+            self._peers,
+            fresh_epoch=beats.fresh_epoch,
+            clock=self._clock,
+            log=self._log,
+            options=settings.healing,
+        )
+        self._serve(healing)
+        await self._host.start()
         # Owned: `failed` waits for it and `stop` ends it.
-        self._background = asyncio.create_task(self._run(self._endpoints))
+        self._background = asyncio.create_task(self._run(beats, healing))
         return self._host.address
 
     async def failed(self) -> HoldfastError:
@@ -140,22 +164,29 @@ class StorageNode:
             await asyncio.wait([self._background])
         if self._endpoints is not None:
             await self._endpoints.close()
+        if self._peers is not None:
+            await self._peers.close()
         await self._core.close()
         await asyncio.to_thread(self._workers.close)
 
-    async def _run(self, endpoints: Endpoints) -> None:
-        beats = Heartbeats(
-            self._core,
-            heartbeats_over(endpoints),
-            incarnation=self._home.identity.incarnation,
-            interval_s=self._settings.heartbeat_s,
-            status=self._status,
-            clock=self._clock,
-            log=self._log,
+    def _serve(self, healing: Healing) -> None:
+        """Add the services to the server, and tell the metrics what to ask."""
+        access = AccessControl(self._core.cluster, self._clock)
+        blocks = BlockService(self._core, access, self._metrics, self._status)
+        self._host.add(add_block_service, blocks, SERVICE_NAME)
+        self._host.add(add_peer_service, PeerService(healing.peer_side, access, self._metrics), PEER_SERVICE_NAME)
+        self._metrics.watch_healing(self._core.healing)
+        loop = asyncio.get_running_loop()
+        # The store finds rot in threads of its own too, e.g. while it compacts.
+        self._metrics.on_quarantined(
+            lambda tenant, block_id: loop.call_soon_threadsafe(healing.repair.add, tenant, (block_id,))
         )
+
+    async def _run(self, beats: Heartbeats, healing: Healing) -> None:
         async with plain_task_group() as group:
             group.create_task(beats.run())
             group.create_task(self._compact())
+            group.create_task(run_workers(healing.workers, self._clock, self._log))
 
     async def _compact(self) -> None:
         while True:

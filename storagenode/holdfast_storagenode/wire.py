@@ -1,7 +1,8 @@
-"""The two messages that carry blocks, without the copies that protobuf makes of them (ADR 0033).
+"""The messages that carry blocks, without the copies that protobuf makes of them (ADR 0033).
 
-On the wire nothing differs from `blocks.proto`: the field that holds the blocks is cut out of a request before protobuf
-parses the rest, and set behind the rest of an answer after protobuf has written it. Everything else stays protobuf's.
+On the wire nothing differs from `blocks.proto` and `peers.proto`: the field that holds the blocks is cut out of a
+request before protobuf parses the rest, and set behind the rest of an answer after protobuf has written it. Everything
+else stays protobuf's.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import grpc
 
 from holdfast_core.runtime.blocks.wire import bytes_tag, cut_bytes_field, varint
 from holdfast_proto.v1 import blocks_pb2 as pb
+from holdfast_proto.v1 import peers_pb2
 from holdfast_proto.v1.blocks_pb2_grpc import add_BlockServiceServicer_to_server
+from holdfast_proto.v1.peers_pb2_grpc import add_PeerServiceServicer_to_server
 
 SERVICE_NAME: Final = "holdfast.v1.BlockService"
+PEER_SERVICE_NAME: Final = "holdfast.v1.PeerService"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,26 @@ def decode_put(data: bytes) -> PutMessage:
     return PutMessage(pb.PutBlocksRequest.FromString(rest), blocks)
 
 
+@dataclass(frozen=True, slots=True)
+class HandMessage:
+    """A HandBlocksRequest: `head` has all fields but the blocks, which are a view of the bytes that came."""
+
+    head: peers_pb2.HandBlocksRequest
+    blocks: memoryview
+
+
+def decode_hand(data: bytes) -> HandMessage:
+    """Return a request without copying its blocks.
+
+    Raises:
+        ValueError: the bytes are no message.
+    """
+    rest, blocks = cut_bytes_field(data, peers_pb2.HandBlocksRequest.BLOCKS_FIELD_NUMBER)
+    return HandMessage(peers_pb2.HandBlocksRequest.FromString(rest), blocks)
+
+
 def encode_get(*, first: int, verdicts: bytes, lengths: Iterable[int], blocks: list[bytes]) -> bytes:
-    """Return the bytes of a GetBlocksResponse; the blocks are copied once."""
+    """Return the bytes of a GetBlocksResponse, which are those of a FetchBlocksResponse; the blocks are copied once."""
     head = pb.GetBlocksResponse(first=first, verdicts=verdicts, lengths=lengths).SerializeToString()
     tag = varint(bytes_tag(pb.GetBlocksResponse.BLOCKS_FIELD_NUMBER))
     return b"".join((head, tag, varint(sum(map(len, blocks))), *blocks))
@@ -59,6 +81,25 @@ def add_block_service(servicer: Any, server: Any) -> None:
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def add_peer_service(servicer: Any, server: Any) -> None:
+    """As `add_block_service`, for the service of peers."""
+    generated = _Handlers()
+    add_PeerServiceServicer_to_server(servicer, generated)  # type: ignore[arg-type]  # it only hands over handlers
+    handlers = generated.handlers
+    handlers["FetchBlocks"] = grpc.unary_stream_rpc_method_handler(
+        servicer.FetchBlocks,
+        request_deserializer=peers_pb2.FetchBlocksRequest.FromString,
+        response_serializer=_already_bytes,
+    )
+    handlers["HandBlocks"] = grpc.unary_unary_rpc_method_handler(
+        servicer.HandBlocks,
+        request_deserializer=decode_hand,
+        response_serializer=peers_pb2.HandBlocksResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(PEER_SERVICE_NAME, handlers),))
+    server.add_registered_method_handlers(PEER_SERVICE_NAME, handlers)
 
 
 class _Handlers:

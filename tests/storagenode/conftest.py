@@ -123,7 +123,7 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
         address = loop.run(node.start())
         loop.run(eventually(lambda: any(beat.status.layout_epoch == 1 for beat in coordinator.beats)))
         assert node._node is not None
-        behind = node._node._opened_store()
+        behind = node._node.core.store
         behind.learn_epoch(0)
         remote = RemoteStore(loop, address, coordinator.signer)
         yield Rig(remote, lambda _, block: plant_rot(tmp_path, block.data), layout.partition_of, behind)

@@ -53,7 +53,7 @@ class Looked:
     """What came of a look at one partition.
 
     Attributes:
-        answered: nodes that said what they hold, this one among them.
+        answered: its owners that answered at all, this node among them.
         covered: those of them that fence the newest epoch, all of whose blocks are here.
         deferred: whether volume data was left for a later look.
     """

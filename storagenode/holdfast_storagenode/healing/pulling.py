@@ -63,7 +63,7 @@ class Puller:
         self._fresh_epoch = fresh_epoch
         self._log = log
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
-        self._troubles: dict[str, str] = {}
+        self._troubles: dict[tuple[str, str], str] = {}
 
     async def pull(self, node_id: str, *, partition: int, tenant: int, kinds: frozenset[int]) -> Pulled:
         """Pull what `node_id` lists and this node lacks, of `kinds`; durable on return.
@@ -71,7 +71,7 @@ class Puller:
         What the peer cannot or will not do is in the answer, never raised.
 
         Raises:
-            HoldfastError: what this node's own store raises; UNREACHABLE where no coordinator tells the epoch.
+            HoldfastError: what this node's own store raises.
         """
         pulled = Pulled()
         async with plain_task_group() as group:
@@ -90,7 +90,10 @@ class Puller:
                         pulled.whole = False
                         break
                     after = page[-1].block_id
-                    lacking = await self._lacking(tenant, page)
+                    lacking = await self._lacking(node_id, tenant, page)
+                    if lacking is None:
+                        pulled.whole = False
+                        break
                     wanted = [entry for entry in lacking if entry.kind in kinds]
                     pulled.deferred |= len(wanted) < len(lacking)
                     for batch in cut_batches(wanted, bytes_max=BATCH_BYTES_TARGET, blocks_max=BATCH_BLOCKS_MAX):
@@ -123,11 +126,11 @@ class Puller:
             else:
                 healing.unrepaired(tenant, block_id)
 
-    def note_trouble(self, node_id: str, why: str) -> None:
-        """Log what is wrong with a peer, once until it changes; "" for nothing."""
-        if why and self._troubles.get(node_id) != why:
-            self._log.warning("peer gives no blocks", peer=node_id, why=why)
-        self._troubles[node_id] = why
+    def note_trouble(self, node_id: str, why: str, *, about: str = "blocks") -> None:
+        """Log what is wrong with a peer, once until it changes; "" for nothing. `about` tells kinds apart."""
+        if why and self._troubles.get((node_id, about)) != why:
+            self._log.warning("trouble with a peer", peer=node_id, about=about, why=why)
+        self._troubles[node_id, about] = why
 
     async def _next_page(
         self, node_id: str, read: Callable[[], Awaitable[list[BlockEntry]]]
@@ -148,8 +151,11 @@ class Puller:
             for entry in page
         )
 
-    async def _lacking(self, tenant: int, page: Sequence[BlockEntry]) -> list[BlockEntry]:
-        """Return what is not whole here, without what a collection removed, under stamps that are believed."""
+    async def _lacking(self, node_id: str, tenant: int, page: Sequence[BlockEntry]) -> list[BlockEntry] | None:
+        """Return what is not whole here, without what a collection removed, under stamps that are believed.
+
+        None where a stamp is newer than what is known, and no coordinator can be asked.
+        """
         store = self._core.store
         verdicts = await self._core.executor.run(store.has, tenant, [entry.block_id for entry in page])
         deleted = self._core.deleted
@@ -160,7 +166,11 @@ class Puller:
         ]
         newest = max((entry.stamp for entry in lacking), default=0)
         if newest > store.epoch:
-            present = await self._fresh_epoch()
+            try:
+                present = await self._fresh_epoch()
+            except HoldfastError as error:
+                self.note_trouble(node_id, f"lists a stamp of epoch {newest}, and {error.message}")
+                return None
             lacking = [replace(entry, stamp=min(entry.stamp, present)) for entry in lacking]
         return lacking
 

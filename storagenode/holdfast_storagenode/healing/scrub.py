@@ -7,13 +7,14 @@ corrupt is set aside by the store and fetched from a peer at once (`repair`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 
 from holdfast_core.runtime.background import Pace
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.scrub_place import ScrubHome, ScrubPlace
 from holdfast_storagenode.store import BlockStore, Verdict
 
 _BLOCKS_PER_STEP: Final = 64
@@ -22,41 +23,6 @@ _SHARE_OF_PERIOD: Final = 0.9
 _PAUSE_S_MAX: Final = 60.0
 _SAVE_INTERVAL_S: Final = 60.0
 IDLE_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ScrubPlace:
-    """How far scrubbing came.
-
-    Attributes:
-        tenant: the tenant whose blocks are being read.
-        after: the last block of it that was read, b"" for none.
-        read_blocks: blocks that the round has read.
-        corrupt_blocks: those of them that were found corrupt.
-        began_unix_ms: Unix time at which the round began, milliseconds; 0 where none is under way.
-        ended_unix_ms: Unix time at which the last whole round ended, milliseconds; 0 for never.
-        last_began_unix_ms: Unix time at which that round began; 0 for never.
-    """
-
-    tenant: int = 0
-    after: bytes = b""
-    read_blocks: int = 0
-    corrupt_blocks: int = 0
-    began_unix_ms: int = 0
-    ended_unix_ms: int = 0
-    last_began_unix_ms: int = 0
-
-
-class ScrubHome(Protocol):
-    """Where the place is kept over restarts."""
-
-    def load_scrub(self) -> ScrubPlace:
-        """Return what was saved last, the beginning if nothing was."""
-        ...
-
-    def save_scrub(self, place: ScrubPlace) -> None:
-        """Save a place, durably."""
-        ...
 
 
 def step_s(*, period_s: float, blocks: int, all_blocks: int) -> float:

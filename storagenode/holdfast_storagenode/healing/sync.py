@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -38,6 +38,14 @@ class _Told:
 
     fenced_epoch: int
     holdings: tuple[Holding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """By partition and node what peers hold; and who answered at all, if only that it has not heard of the layout."""
+
+    told: dict[int, dict[str, _Told]]
+    reached: set[str]
 
 
 class SyncWorker:
@@ -70,6 +78,7 @@ class SyncWorker:
         self._progress = SyncProgress(core.node_id, interval_s=interval_s)
         self._began_s = 0.0
         self._said_synced = 0
+        self._trouble = ""
 
     async def step(self) -> float:
         """Look at one batch of partitions, or drop a batch of blocks; return the seconds to wait.
@@ -142,7 +151,8 @@ class SyncWorker:
         return 0.0 if batch.live_owners < living.newest.write_quorum else self._pace.pause_s()
 
     async def _look_at(self, batch: SyncBatch, living: Living) -> dict[int, Looked]:
-        told = await self._compare(batch, living)
+        answers = await self._compare(batch, living)
+        told, reached = answers.told, frozenset({*answers.reached, self._core.node_id})
         own = await self._core.executor.run(own_holdings, self._core.store, batch.partitions)
         await self._raise_floors(batch, living, told)
         looks: dict[int, Looked] = {}
@@ -150,16 +160,18 @@ class SyncWorker:
 
         async def look(partition: int) -> None:
             async with slots:
-                looks[partition] = await self._look(batch, living, partition, own[partition], told[partition])
+                came = await self._look(batch, living, partition, own[partition], told[partition])
+                looks[partition] = replace(came, answered=reached.intersection(living.owners_of(partition)))
 
         async with plain_task_group() as group:
             for partition in batch.partitions:
                 group.create_task(look(partition))
         return looks
 
-    async def _compare(self, batch: SyncBatch, living: Living) -> dict[int, dict[str, _Told]]:
-        """Return by partition and node what the sources of a batch say that they hold."""
+    async def _compare(self, batch: SyncBatch, living: Living) -> _Answers:
+        """Return what the sources of a batch say that they hold."""
         told: dict[int, dict[str, _Told]] = {partition: {} for partition in batch.partitions}
+        reached: set[str] = set()
 
         async def ask(node_id: str, partitions: Sequence[int]) -> None:
             left = partitions
@@ -171,14 +183,17 @@ class SyncWorker:
                     for partition, holdings in zip(left, answer.holdings, strict=False):
                         told[partition][node_id] = _Told(answer.fenced_epoch, holdings)
                     left = left[len(answer.holdings) :]
-                self._puller.note_trouble(node_id, "")
             except HoldfastError as error:
-                self._puller.note_trouble(node_id, error.message)
+                if error.code is not ErrorCode.NOT_READY:
+                    self._puller.note_trouble(node_id, error.message, about="comparison")
+                    return
+            self._puller.note_trouble(node_id, "", about="comparison")
+            reached.add(node_id)
 
         async with plain_task_group() as group:
             for node_id, partitions in batch.sources.items():
                 group.create_task(ask(node_id, partitions))
-        return told
+        return _Answers(told, reached)
 
     def _fenced(self, living: Living, told: Mapping[str, _Told]) -> frozenset[str]:
         """Return who fences the newest epoch, of those that answered and this node."""
@@ -200,9 +215,20 @@ class SyncWorker:
             if enough(living, partition, self._fenced(living, told[partition]))
         ]
         if ready:
-            epoch = await self._fresh_epoch()
+            try:
+                epoch = await self._fresh_epoch()
+            except HoldfastError as error:
+                # Blocks are pulled all the same; the partitions are not synced without the floor.
+                self._note(error.message)
+                return
+            self._note("")
             await self._core.executor.run(self._core.store.raise_floor, ready, epoch)
             self._progress.floored(ready)
+
+    def _note(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            self._log.warning("sync waits for a coordinator", why=trouble)
+        self._trouble = trouble
 
     async def _look(
         self, batch: SyncBatch, living: Living, partition: int, own: Sequence[Holding], told: Mapping[str, _Told]
@@ -223,7 +249,7 @@ class SyncWorker:
                 covered.add(node_id)
         for tenant, ids in lost.items():
             await self._puller.note_lost(tenant, sorted(ids))
-        return Looked(answered=frozenset({*told, self._core.node_id}), covered=frozenset(covered), deferred=deferred)
+        return Looked(answered=frozenset(told), covered=frozenset(covered), deferred=deferred)
 
 
 def own_holdings(store: BlockStore, partitions: Sequence[int]) -> dict[int, tuple[Holding, ...]]:

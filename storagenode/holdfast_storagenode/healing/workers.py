@@ -8,8 +8,10 @@ ask of the node is `healing.peer_side`, what clients ask is `core`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S, SCRUB_PERIOD_S
@@ -21,9 +23,13 @@ from holdfast_storagenode.healing.drop import Dropper
 from holdfast_storagenode.healing.peers import FreshEpoch, Peers
 from holdfast_storagenode.healing.pulling import Puller
 from holdfast_storagenode.healing.repair import RepairWorker
-from holdfast_storagenode.healing.scrub import ScrubHome, ScrubWorker
+from holdfast_storagenode.healing.scrub import ScrubWorker
+from holdfast_storagenode.healing.scrub_place import ScrubHome
 from holdfast_storagenode.healing.serving import PeerSide
 from holdfast_storagenode.healing.sync import SyncWorker
+
+GENTLENESS_DEFAULT: Final = 0.5
+DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +42,25 @@ class HealingOptions:
         scrub_period_s: seconds in which every block is read and hashed once.
     """
 
-    gentleness: float = 0.5
+    gentleness: float = GENTLENESS_DEFAULT
     interval_s: float = ANTI_ENTROPY_INTERVAL_S
     scrub_period_s: float = SCRUB_PERIOD_S
+
+
+HEALING_DEFAULT: Final = HealingOptions()
+
+
+def healing_options(*, scrub_days: float, gentleness: float) -> HealingOptions:
+    """Return the options as an operator gives them.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT for a period that is not above 0, or a gentleness below it.
+    """
+    if not (0 < scrub_days < math.inf and 0 <= gentleness < math.inf):
+        raise HoldfastError(
+            ErrorCode.INVALID_ARGUMENT, "the days of a scrub are more than 0, and gentleness is 0 or more"
+        )
+    return HealingOptions(gentleness=gentleness, scrub_period_s=scrub_days * DAY_S)
 
 
 class Healing:
