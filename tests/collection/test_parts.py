@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -214,11 +215,7 @@ class TestExplaining:
             if asked == leaf:
                 del nodes.blocks[leaf]  # what is asked about need not be readable itself
             graph = await read_graph(
-                [tree.root],
-                nodes.fetch,
-                ring.opener(),
-                lambda node, asked=asked: hits_of(node, asked),
-                given={asked: AS_INDEX},
+                [tree.root], nodes.fetch, ring.opener(), partial(hits_of, block_id=asked), given={asked: AS_INDEX}
             )
             (holder,), _ = holders([tree], graph)
             assert (holder.role, holder.HasField("offset_bytes")) == expected

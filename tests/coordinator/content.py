@@ -6,8 +6,10 @@ import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from holdfast_coordinator import keyspace
+from holdfast_coordinator.collection.epochs import present_epoch
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.records import parse
 from holdfast_core.model.block import Codec, Kind, SealedBlock
@@ -164,25 +166,32 @@ class Cluster:
             ttl_s=60,
             now_unix_ms=clock.now_unix_ms(),
         )
+        # As the next collection would, so that nodes refuse none that comes later.
+        cutoff = (await present_epoch(self.store))[0] + 1
         async with NodePool() as pool:
             pool.update(grant.nodes)
             for node_id in pool.known():
                 answer = await BlockServiceStub(pool.channel(node_id)).DeleteBlocks(
-                    DeleteBlocksRequest(block_ids=block_id, cutoff=2**32 - 1),
+                    DeleteBlocksRequest(block_ids=block_id, cutoff=cutoff),
                     metadata=((CAPABILITY_METADATA_KEY, token),),
                 )
                 assert answer.verdicts == bytes([VERDICT_OK])
 
 
 @asynccontextmanager
-async def cluster(store: MetadataStore, *, nodes: int = 3) -> AsyncIterator[Cluster]:
-    """Run a coordinator with storage nodes `node-1`…, and a VM `vm-1`."""
+async def cluster(store: MetadataStore, *, nodes: int = 3, folder: Path | None = None) -> AsyncIterator[Cluster]:
+    """Run a coordinator with storage nodes `node-1`…, in memory or below a folder, and a VM `vm-1`."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(coordinator(store, nodes=nodes, node_lease_ttl_s=2.0))
         running: dict[str, EmbeddedStorageNode] = {}
         for number in range(1, nodes + 1):
             node = EmbeddedStorageNode(
-                f"node-{number}", [client.address], zone=f"z{number}", heartbeat_s=0.2, token=ADMIN_TOKEN
+                f"node-{number}",
+                [client.address],
+                zone=f"z{number}",
+                heartbeat_s=0.2,
+                token=ADMIN_TOKEN,
+                data_dir=None if folder is None else folder / f"node-{number}",
             )
             await node.start()
             stack.push_async_callback(node.stop, 0.2)

@@ -16,6 +16,7 @@ from holdfast_coordinator.audit.metrics import AuditMetrics
 from holdfast_coordinator.audit.reader import AuditReader
 from holdfast_coordinator.audit.sealing import INTERVAL_S, Sealing
 from holdfast_coordinator.audit.segments import SegmentBlocks
+from holdfast_coordinator.collection.epochs import present_epoch, set_epoch
 from holdfast_coordinator.keys.chain import KeyChain
 from holdfast_coordinator.records import load, parse
 from holdfast_coordinator.view import ClusterView
@@ -31,11 +32,16 @@ from holdfast_core.model.audit.verify import verify_export
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.keys import KeyRing
 from holdfast_core.model.limits import AUDIT_SEGMENT_RECORDS, AUDIT_UNSEALED_RECORDS_MIN
+from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY
 from holdfast_core.runtime.clock import Clock, ManualClock, SystemClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_core.runtime.metadata.store import Condition, MetadataStore, Operation, Put, TxnResult
 from holdfast_proto.v1.audit_pb2 import AuditBatch, AuditSegment, ExportAuditRecordsResponse
+from holdfast_proto.v1.blocks_pb2 import ScanBlocksRequest
+from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
+from holdfast_proto.v1.collection_pb2 import GetCollectionRequest, StartCollectionRequest
 from holdfast_proto.v1.records_pb2 import ClusterRecord
 from holdfast_storagenode.memory import MemoryStore
 from tests.coordinator.content import Cluster, cluster
@@ -281,3 +287,66 @@ async def test_a_record_that_the_store_has_lost_is_said_to_be_lost(parts: Parts)
     lost = parse(stored, AuditBatch).message
     await parts.store.txn([], [Put(keys[-2], AuditBatch(first=lost.first).SerializeToString())])
     await refused(ErrorCode.CORRUPT, parts.reader().area(0, 600))
+
+
+class CollectedMeanwhile(FaultyStore):
+    """A collection begins at the last moment before the first segment is recorded."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        super().__init__(store)
+        self.began = 0
+
+    async def txn(self, conditions: Sequence[Condition], operations: Sequence[Operation]) -> TxnResult:
+        if not self.began and any(operation.key.startswith(keyspace.AUDIT_SEGMENTS_PREFIX) for operation in operations):
+            epoch, same = await present_epoch(self)
+            self.began = epoch + 1
+            assert (await super().txn([same], [set_epoch(self.began)])).succeeded
+        return await super().txn(conditions, operations)
+
+
+async def test_a_segment_whose_blocks_a_collection_may_have_missed_is_written_again(parts: Parts) -> None:
+    await parts.fill(DUE)
+    store = CollectedMeanwhile(parts.store)
+    assert await parts.sealing(store).seal_due() == AUDIT_SEGMENT_RECORDS
+    (segment,) = await parts.segments()
+    stamps = await _stamps(parts)
+    assert {stamps[block_id] for block_id in segment.block_ids} == {store.began}
+
+
+async def test_a_collection_keeps_the_segments_of_the_log(parts: Parts) -> None:
+    await parts.fill(DUE)
+    client = parts.nodes.client
+    await client.register_vm("vm-2")  # the coordinator sees how far the log is
+    await parts.sealing().seal_due()
+    (segment,) = await parts.segments()
+    begun = await client.collection("StartCollection", StartCollectionRequest())
+
+    async def ended() -> bool:
+        state = await client.collection("GetCollection", GetCollectionRequest())
+        return not state.HasField("running") and state.last.epoch == begun.epoch
+
+    await eventually(ended, "the collection ends")
+    report = (await client.collection("GetCollection", GetCollectionRequest())).last
+    assert (report.marked_blocks, report.deleted_copies) == (len(segment.block_ids), 0)
+    assert (await parts.blocks.read(segment)).batches
+
+
+async def _stamps(parts: Parts) -> dict[bytes, int]:
+    """Return the lowest stamp that any node has for each block of the cluster's own tenant."""
+    stamps: dict[bytes, int] = {}
+    token = parts.chain.capability_signer().mint(
+        tenant=0,
+        verbs=frozenset({"scan"}),
+        kinds=frozenset({0, 1, 2}),
+        ttl_s=60,
+        now_unix_ms=SystemClock().now_unix_ms(),
+    )
+    parts.pool.update(parts.view.state.nodes)
+    for node_id in parts.nodes.nodes:
+        call = BlockServiceStub(parts.pool.channel(node_id)).ScanBlocks(
+            ScanBlocksRequest(), metadata=((CAPABILITY_METADATA_KEY, token),)
+        )
+        async for page in call:
+            for block_id, stamp in zip(split_ids(page.block_ids), page.stamps, strict=True):
+                stamps[block_id] = min(stamp, stamps.get(block_id, stamp))
+    return stamps

@@ -78,7 +78,7 @@ def test_what_changes_or_reads_state_is_recorded() -> None:
         *("Heartbeat", "KeepAlive", "WatchCluster", "Locate"),
         # Reads of the cluster and of oneself, and a plan that changes nothing.
         *("ListNodes", "GetLayout", "GetClusterStatus", "PlanLayout", "WhoAmI", "GetAuditHead"),
-        "GetLayoutHistory",
+        *("GetLayoutHistory", "GetCollection"),
     }
 
 
