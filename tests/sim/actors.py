@@ -210,22 +210,20 @@ class Operator:
         await self.apply_layout()
 
     async def apply_layout(self) -> None:
-        """Plan and apply a layout over what is registered."""
-        plan = await self._call(lambda channel: ClusterServiceStub(channel).PlanLayout, cluster_pb2.PlanLayoutRequest())
-        request = cluster_pb2.ApplyLayoutRequest(previous_epoch=plan.previous_epoch)
-        await self._call(lambda channel: ClusterServiceStub(channel).ApplyLayout, request)
+        """Plan and apply a layout over what is registered, without what is lost."""
+        lost = [host.name for host in self._cluster.nodes.values() if host.lost]
+        without = [name for name in lost if self._cluster.is_registered(name)]
+        request = cluster_pb2.PlanLayoutRequest(remove_node_ids=without)
+        plan = await self._call(lambda channel: ClusterServiceStub(channel).PlanLayout, request)
+        apply = cluster_pb2.ApplyLayoutRequest(previous_epoch=plan.previous_epoch, remove_node_ids=without)
+        await self._call(lambda channel: ClusterServiceStub(channel).ApplyLayout, apply)
 
     async def replace_lost(self) -> None:
         """Make a layout without the nodes that are lost, where the steward may not: fewer than R would remain."""
-        lost = [host.name for host in self._cluster.nodes.values() if host.lost]
         for host in self._cluster.nodes.values():
-            if not host.lost:
+            if not host.lost and self._cluster.is_registered(host.name):
                 await self.undrain(host.name)
-        records = [name for name in lost if self._cluster.is_registered(name)]
-        request = cluster_pb2.PlanLayoutRequest(remove_node_ids=records)
-        plan = await self._call(lambda channel: ClusterServiceStub(channel).PlanLayout, request)
-        apply = cluster_pb2.ApplyLayoutRequest(previous_epoch=plan.previous_epoch, remove_node_ids=records)
-        await self._call(lambda channel: ClusterServiceStub(channel).ApplyLayout, apply)
+        await self.apply_layout()
 
     async def remove_nodes(self) -> None:
         """Remove the nodes that are lost for good."""

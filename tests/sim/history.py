@@ -25,6 +25,7 @@ from tests.sim.oracle import Ref
 TENANT_NUMBERS: Final = (1, 2)
 _SETTLE_S: Final = 400.0
 _STEWARD_S: Final = 60.0
+_UNDER_WAY_S: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,8 @@ class History:
     async def _come_right(self, operator: Operator) -> None:
         """With no fault any more, everything has to be as it should within bounded time."""
         cluster, checker = self.cluster, self.checker
+        # What was under way when the faults stopped may still arrive, and open a session.
+        await asyncio.sleep(_UNDER_WAY_S)
         await self._wait("sessions stay open", lambda: not checker.open_sessions)
         await self._replace_lost(operator)
         await self._wait("older layouts stay alive", lambda: len(checker.living) == 1)
