@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from holdfast_core.model.block import verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_storagenode.healing.scrub import ScrubPlace
+from holdfast_storagenode.healing.scrub_place import ScrubPlace
 from holdfast_storagenode.store import (
     BlockEntry,
     Found,

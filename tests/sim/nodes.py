@@ -19,7 +19,7 @@ from holdfast_storagenode.access import AccessControl
 from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.datadir import Identity
 from holdfast_storagenode.healing import repair, scrub, sync
-from holdfast_storagenode.healing.scrub import ScrubPlace
+from holdfast_storagenode.healing.scrub_place import ScrubPlace
 from holdfast_storagenode.healing.workers import Healing, HealingOptions
 from holdfast_storagenode.heartbeats import Heartbeats, heartbeats_over
 from holdfast_storagenode.metrics import NodeMetrics
