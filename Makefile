@@ -3,11 +3,14 @@
 
 PYTHON ?=
 WORKERS ?= 2
+SEEDS ?= 10000
+FROM ?= 0
+JOBS ?= 2
 BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick programs lint fmt protos verify-protos pins bench bench-reduction bench-vms up compose-up clean
+.PHONY: help setup demo test quick test-sim programs lint fmt protos verify-protos pins bench bench-reduction bench-vms up compose-up clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -23,6 +26,9 @@ test: setup programs ## run the whole suite
 
 quick: setup programs ## run the suite without the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-sim: setup ## live through SEEDS simulated histories from seed FROM on, in JOBS processes
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --from $(FROM) --jobs $(JOBS)
 
 programs:
 	tools/system-packages check

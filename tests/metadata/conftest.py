@@ -1,7 +1,9 @@
-"""The stores that the tests of this folder run on: the embedded engine, and etcd with one member and with three."""
+"""The stores that the tests of this folder run on: the embedded engine, etcd with one member and with three, and the
+simulation's."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.sqlite import IN_MEMORY, SqliteStore
 from holdfast_core.runtime.metadata.store import MetadataStore
+from tests.sim.metadata import MemoryMetadata
 from tests.support.etcd import EtcdCluster
 
 _PREFIXES = itertools.count()
@@ -31,7 +34,7 @@ def three_etcds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluste
         yield cluster
 
 
-@pytest.fixture(params=["sqlite-file", "sqlite-memory", "etcd-1", "etcd-3"])
+@pytest.fixture(params=["sqlite-file", "sqlite-memory", "etcd-1", "etcd-3", "simulated"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MetadataStore]:
     """Every engine in turn."""
     opened = await _open_store(request, tmp_path)
@@ -45,6 +48,8 @@ async def _open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Metadat
             return await SqliteStore.open(tmp_path / "metadata.db", SystemClock())
         case "sqlite-memory":
             return await SqliteStore.open(IN_MEMORY, SystemClock())
+        case "simulated":
+            return MemoryMetadata(asyncio.get_running_loop())
         case "etcd-1":
             return await EtcdStore.open(request.getfixturevalue("one_etcd").endpoints)
         case _:

@@ -16,6 +16,10 @@ from holdfast_storagenode.memory import MemoryStore
 from holdfast_storagenode.node import NodeSettings, StorageNode
 from holdfast_storagenode.segments.engine import EngineOptions
 from holdfast_storagenode.store import BlockStore
+from tests.sim.disk import Disk, SimStore
+from tests.sim.loop import new_loop
+from tests.sim.trace import Trace
+from tests.sim.world import Process, World
 from tests.storagenode.blocks import partition_of
 from tests.storagenode.cluster import (
     HeartbeatCoordinator,
@@ -81,7 +85,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     await coordinator.stop()
 
 
-@pytest.fixture(params=["segments", "memory", "grpc"])
+@pytest.fixture(params=["segments", "memory", "grpc", "simulated"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     """Every kind of store, empty, with room for 1 MiB where a bound can be set."""
     options = EngineOptions(capacity_bytes=1 << 20, reserve_bytes=0, segment_bytes=SMALL.segment_bytes)
@@ -92,6 +96,17 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
             lambda tenant, block: memory.overwrite(tenant, block.id, block.data[:-1] + b"?"),
             partition_of,
             memory,
+        )
+    elif request.param == "simulated":
+        world = World(new_loop(), 1, Trace())
+        disk = Disk(capacity_bytes=1 << 20)
+        simulated = SimStore(disk, Process(world, "node-1"), partition_of, world.random("disk"))
+        simulated.learn_epoch(0)
+        yield Rig(
+            simulated,
+            lambda tenant, block: simulated.overwrite(tenant, block.id, block.data[:-1] + b"?"),
+            partition_of,
+            simulated,
         )
     elif request.param == "segments":
         store = open_engine(tmp_path, options=options)

@@ -68,7 +68,8 @@ class WatchHub:
     """All subscriptions of one store."""
 
     def __init__(self) -> None:
-        self._subscriptions: set[Subscription] = set()
+        # In the order in which they came: in which order watchers wake must not hang on where they lie in memory.
+        self._subscriptions: dict[Subscription, None] = {}
         self._closed = False
 
     def subscribe(self, prefix: str) -> Subscription:
@@ -77,12 +78,12 @@ class WatchHub:
         if self._closed:
             subscription.close()
         else:
-            self._subscriptions.add(subscription)
+            self._subscriptions[subscription] = None
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the subscription."""
-        self._subscriptions.discard(subscription)
+        self._subscriptions.pop(subscription, None)
 
     def publish(self, batches: Iterable[WatchBatch]) -> None:
         """Offer the batches, oldest first, to every subscription."""
