@@ -203,6 +203,15 @@ class EtcdCluster:
                 self._command(member), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
+    def restart_all(self) -> None:
+        """Start every member that does not run, let every paused one go on, and wait until all are healthy."""
+        for position, member in enumerate(self._members):
+            if member.process is None:
+                self.restart(position)
+            else:
+                self.resume(position)
+        self.wait_healthy()
+
     def stop(self) -> None:
         """Kill all members and wait until they are gone: their data is not for keeping, and a clean stop takes 7 s."""
         for position in range(len(self._members)):
