@@ -9,29 +9,66 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from holdfast import StateManager
 from tests.e2e.harness import eventually
 from tests.e2e.services import Service, Tokens
+from tests.faults.load import Load, let_go
 from tests.support.etcd import EtcdCluster
 
 PARTITIONS = 64
 REPLICAS = 3
+# What a short failure made a node miss is found soon.
+_COMPARE_EVERY_S = 3.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """How quickly a cluster reacts; all of it is options that operators have too.
+class Place(Protocol):
+    """Where services run, and how they and clients show who they are."""
 
-    Attributes:
-        out_after_s: seconds until the steward leaves a node out that is down.
-        compare_every_s: seconds between rounds in which nodes compare what they hold.
-        scrub_days: days in which a node reads all that it has.
-    """
+    etcd_host: str
 
-    out_after_s: float = 600.0
-    compare_every_s: float = 3.0
-    scrub_days: float = 14.0
+    def options(self, name: str, kind: str) -> Sequence[str]:
+        """Return what a service of this kind, "coordinator" or "node", is told."""
+        ...
+
+    def bind(self, name: str) -> str:
+        """Return HOST:PORT for a service to serve on."""
+        ...
+
+    def within(self, name: str) -> Sequence[str]:
+        """Return the command that a service runs under; nothing for none."""
+        ...
+
+    def manager(self, address: str) -> StateManager:
+        """Return a manager of an administrator."""
+        ...
+
+
+class Loopback:
+    """This machine, and tokens."""
+
+    etcd_host = "127.0.0.1"
+
+    def __init__(self, folder: Path) -> None:
+        """Make the tokens in a folder."""
+        self._tokens = Tokens.make(folder)
+
+    def options(self, name: str, kind: str) -> Sequence[str]:
+        """See `Place`."""
+        return self._tokens.coordinator_options if kind == "coordinator" else self._tokens.node_options
+
+    def bind(self, name: str) -> str:
+        """See `Place`."""
+        return "127.0.0.1:0"
+
+    def within(self, name: str) -> Sequence[str]:
+        """See `Place`."""
+        return ()
+
+    def manager(self, address: str) -> StateManager:
+        """See `Place`."""
+        return StateManager(address, token_file=self._tokens.admin)
 
 
 @dataclass(slots=True)
@@ -40,11 +77,11 @@ class FaultCluster:
 
     folder: Path
     etcd: EtcdCluster
-    tokens: Tokens
-    timing: Timing
+    place: Place
     stack: ExitStack
     coordinators: list[Service] = field(default_factory=list)
     nodes: dict[str, Service] = field(default_factory=dict)
+    loads: list[Load] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -57,7 +94,20 @@ class FaultCluster:
 
     def manager(self) -> StateManager:
         """Return a manager of an administrator; whoever asks closes it."""
-        return StateManager(self.address, token_file=self.tokens.admin)
+        return self.place.manager(self.address)
+
+    def load(self, folder: Path, *, seed: int, forgets: bool = False) -> Load:
+        """Return a writer (see `Load`) to this cluster, whose content `clear` takes away."""
+        load = Load(self.manager, folder, seed=seed, forgets=forgets)
+        self.loads.append(load)
+        return load
+
+    def clear(self) -> None:
+        """Start whatever does not run, and forget what writers left, so that the next test has less to check."""
+        self.heal()
+        with self.manager() as manager:
+            while self.loads:
+                let_go(manager, self.loads.pop())
 
     def add_coordinators(self, count: int, *, nodes: int) -> None:
         """Start coordinators side by side, which make the cluster if it is new."""
@@ -65,8 +115,9 @@ class FaultCluster:
         key.write_bytes(secrets.token_bytes(32))
         key.chmod(0o600)
         made = [
-            Service(
+            self._service(
                 f"coordinator-{number}",
+                "coordinator",
                 (
                     "coordinator",
                     "--etcd", ",".join(self.etcd.endpoints),
@@ -74,11 +125,8 @@ class FaultCluster:
                     "--nodes", str(nodes),
                     "--replicas", str(REPLICAS),
                     "--partitions", str(PARTITIONS),
-                    "--out-after", str(self.timing.out_after_s),
                     "--collect-every", "0",
-                    *self.tokens.coordinator_options,
                 ),
-                self.folder / f"coordinator-{number}.log",
             )
             for number in range(1, count + 1)
         ]  # fmt: skip
@@ -88,21 +136,19 @@ class FaultCluster:
     def add_nodes(self, names: Sequence[str], *, options: Mapping[str, Sequence[str]] | None = None) -> None:
         """Start nodes side by side, each in a zone of its own; `options` are further ones by name."""
         made = [
-            Service(
+            self._service(
                 name,
+                "node",
                 (
                     "storagenode",
                     "--data", str(self.directory(name)),
                     "--coordinator", self.address,
                     "--node-id", name,
                     "--zone", f"zone-{name}",
-                    "--compare-every", str(self.timing.compare_every_s),
-                    "--scrub-days", str(self.timing.scrub_days),
+                    "--compare-every", str(_COMPARE_EVERY_S),
                     "--repair-gentleness", "0",
-                    *self.tokens.node_options,
                     *(options or {}).get(name, ()),
                 ),
-                self.folder / f"{name}.log",
             )
             for name in names
         ]  # fmt: skip
@@ -114,6 +160,13 @@ class FaultCluster:
         self.nodes.pop(name).kill()
         shutil.rmtree(self.directory(name))
 
+    def restart_with(self, service: Service, **variables: str) -> None:
+        """Kill a service and start it with these variables of its environment; an empty one is taken away."""
+        service.kill()
+        service.variables |= variables
+        service.variables = {name: value for name, value in service.variables.items() if value}
+        service.start()
+
     def heal(self) -> None:
         """Start whatever does not run."""
         self.etcd.restart_all()
@@ -122,6 +175,16 @@ class FaultCluster:
                 service.resume()
             else:
                 service.start()
+
+    def _service(self, name: str, kind: str, arguments: Sequence[str]) -> Service:
+        place = self.place
+        return Service(
+            name,
+            (*arguments, *place.options(name, kind)),
+            self.folder / f"{name}.log",
+            bind=place.bind(name),
+            within=place.within(name),
+        )
 
     def _start(self, services: Sequence[Service]) -> None:
         for service in services:
@@ -136,14 +199,15 @@ def running(
     *,
     nodes: int = 4,
     coordinators: int = 2,
-    timing: Timing | None = None,
     members: int = 3,
     options: Mapping[str, Sequence[str]] | None = None,
+    place: Place | None = None,
 ) -> Iterator[FaultCluster]:
     """Run a cluster until the end of the block; it takes writes from the start. `options` as in `add_nodes`."""
+    place = place or Loopback(folder)
     with ExitStack() as stack:
-        etcd = stack.enter_context(EtcdCluster(members, folder))
-        cluster = FaultCluster(folder, etcd, Tokens.make(folder), timing or Timing(), stack)
+        etcd = stack.enter_context(EtcdCluster(members, folder, host=place.etcd_host))
+        cluster = FaultCluster(folder, etcd, place, stack)
         cluster.add_coordinators(coordinators, nodes=nodes)
         cluster.add_nodes([f"node-{number}" for number in range(1, nodes + 1)], options=options)
         with cluster.manager() as manager:

@@ -10,6 +10,13 @@ from tests.faults.cluster import FaultCluster, running
 
 
 @pytest.fixture(scope="package")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultCluster]:
     with running(tmp_path_factory.mktemp("faults")) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: FaultCluster) -> Iterator[FaultCluster]:
+    """The shared cluster, whole again after the test, however that went, and without what it wrote."""
+    yield shared_cluster
+    shared_cluster.clear()

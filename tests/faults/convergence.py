@@ -49,7 +49,7 @@ def thin(manager: StateManager) -> str:
     return f"{report.thin_blocks} blocks are not on every owner" if report.thin_blocks else ""
 
 
-def converge(manager: StateManager, *, nodes: int, within_s: float = 40.0) -> None:
+def converge(manager: StateManager, *, nodes: int, within_s: float = 120.0) -> None:
     """Wait until the cluster has healed; fail with what it lacks after `within_s`."""
     deadline = time.monotonic() + within_s
     while True:

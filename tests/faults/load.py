@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,9 +81,13 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """As `close`."""
+        self.close()
+
+    def close(self) -> None:
         """End, and raise what the writer met that no fault excuses."""
         self._ending.set()
-        self._thread.join(timeout=90)
+        self._thread.join(timeout=200)
         assert not self._thread.is_alive(), "the writer ends"
         if self._failure is not None:
             raise self._failure
@@ -92,7 +97,7 @@ class Load:
         """A directory for what is restored."""
         return self._folder / "restored"
 
-    def await_writes(self, count: int, *, within_s: float = 30.0) -> None:
+    def await_writes(self, count: int, *, within_s: float = 120.0) -> None:
         """Wait until so many more writes were acknowledged."""
         goal = self.book.writes + count
 
@@ -164,6 +169,14 @@ class Load:
             manager.forget_application_data(storage_id)
 
 
+def let_go(manager: StateManager, load: Load) -> None:
+    """Forget everything, so that the next test has less to check."""
+    for point in manager.points(load.vm_id):
+        manager.forget(point.point_id)
+    for stored in manager.list_application_data(load.task_id):
+        manager.forget_application_data(stored.storage_id)
+
+
 def assert_kept(manager: StateManager, load: Load) -> None:
     """Restore and retrieve everything that was acknowledged and not forgotten, and compare every byte."""
     book = load.book
@@ -175,7 +188,7 @@ def assert_kept(manager: StateManager, load: Load) -> None:
         target = load.restores / point_id
         restored = manager.restore_vm(point_id, target=target)
         assert digest(Path(restored) / "root.raw") == content, f"the bytes of point {point_id}"
-        (target / "root.raw").unlink()
+        shutil.rmtree(target)
     for storage_id, content in book.objects.items():
         data = manager.retrieve_application_data(storage_id)
         assert hashlib.sha256(data).hexdigest() == content, f"the bytes of object {storage_id}"

@@ -9,9 +9,9 @@ import pytest
 
 from tests.faults.cluster import FaultCluster
 from tests.faults.convergence import converge
-from tests.faults.load import Load, assert_kept
+from tests.faults.load import assert_kept
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 KILLS = 3
 
@@ -19,7 +19,7 @@ KILLS = 3
 @pytest.mark.parametrize("role, seed", [("coordinator", 101), ("node", 102), ("etcd", 103)])
 def test_kills_of_a_role_under_load(cluster: FaultCluster, tmp_path: Path, role: str, seed: int) -> None:
     source = random.Random(seed)
-    with Load(cluster.manager, tmp_path, seed=seed) as load:
+    with cluster.load(tmp_path, seed=seed) as load:
         for _ in range(KILLS):
             strike_after = source.randrange(1, 4)
             load.await_writes(strike_after)

@@ -95,6 +95,7 @@ def issue_tls(directory: Path) -> TlsFiles:
 @dataclass(slots=True)
 class _Member:
     name: str
+    host: str
     client_port: int
     peer_port: int
     health_port: int
@@ -104,7 +105,7 @@ class _Member:
     def healthy(self) -> bool:
         """Whether the member answers and knows a leader."""
         try:
-            with urllib.request.urlopen(f"http://{_HOST}:{self.health_port}/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{self.host}:{self.health_port}/health", timeout=2) as answer:
                 return answer.status == 200 and b'"health":"true"' in answer.read()
         except OSError:
             return False
@@ -115,13 +116,14 @@ class EtcdCluster:
     """An etcd cluster below `tmp_path`. Use as a context manager, or call `start` and, in any case, `stop`.
 
     With `tls` the client side wants certificates of the cluster's own authority, whose files are `tls_files`.
-    `options` are further options of every member.
+    `options` are further options of every member; they listen on `host`, an address of this machine.
     """
 
     members: int
     tmp_path: Path
     tls: bool = False
     options: tuple[str, ...] = ()
+    host: str = _HOST
     tls_files: TlsFiles | None = None
     _members: list[_Member] = field(default_factory=list)
 
@@ -135,7 +137,7 @@ class EtcdCluster:
     @property
     def endpoints(self) -> list[str]:
         """HOST:PORT of every member, running or not."""
-        return [f"{_HOST}:{member.client_port}" for member in self._members]
+        return [f"{self.host}:{member.client_port}" for member in self._members]
 
     def start(self) -> None:
         """Start all members and wait until each is healthy."""
@@ -145,7 +147,7 @@ class EtcdCluster:
             ports = free_ports(3 * self.members)
             triples = zip(ports[::3], ports[1::3], ports[2::3], strict=True)
             self._members = [
-                _Member(f"m{at}", client_port, peer_port, health_port, self.tmp_path / f"try{attempt}" / f"m{at}")
+                _Member(f"m{at}", self.host, client_port, peer_port, health_port, self.tmp_path / f"try{attempt}" / f"m{at}")
                 for at, (client_port, peer_port, health_port) in enumerate(triples)
             ]
             for position in range(self.members):
@@ -238,12 +240,12 @@ class EtcdCluster:
             find_program("etcd"),
             f"--name={member.name}",
             f"--data-dir={member.directory / 'data'}",
-            f"--listen-client-urls={scheme}://{_HOST}:{member.client_port}",
-            f"--advertise-client-urls={scheme}://{_HOST}:{member.client_port}",
-            f"--listen-peer-urls=http://{_HOST}:{member.peer_port}",
-            f"--initial-advertise-peer-urls=http://{_HOST}:{member.peer_port}",
-            f"--listen-metrics-urls=http://{_HOST}:{member.health_port}",
-            "--initial-cluster=" + ",".join(f"{each.name}=http://{_HOST}:{each.peer_port}" for each in self._members),
+            f"--listen-client-urls={scheme}://{self.host}:{member.client_port}",
+            f"--advertise-client-urls={scheme}://{self.host}:{member.client_port}",
+            f"--listen-peer-urls=http://{self.host}:{member.peer_port}",
+            f"--initial-advertise-peer-urls=http://{self.host}:{member.peer_port}",
+            f"--listen-metrics-urls=http://{self.host}:{member.health_port}",
+            "--initial-cluster=" + ",".join(f"{each.name}=http://{self.host}:{each.peer_port}" for each in self._members),
             f"--initial-cluster-token={self._members[0].peer_port}",
             "--logger=zap",
             "--log-level=warn",
