@@ -121,6 +121,7 @@ class FaultCluster:
                 (
                     "coordinator",
                     "--etcd", ",".join(self.etcd.endpoints),
+                    *_etcd_tls(self.etcd),
                     "--master-key", str(key),
                     "--nodes", str(nodes),
                     "--replicas", str(REPLICAS),
@@ -206,13 +207,24 @@ def running(
     """Run a cluster until the end of the block; it takes writes from the start. `options` as in `add_nodes`."""
     place = place or Loopback(folder)
     with ExitStack() as stack:
-        etcd = stack.enter_context(EtcdCluster(members, folder, host=place.etcd_host))
+        etcd = stack.enter_context(EtcdCluster(members, folder, tls=not _is_loopback(place), host=place.etcd_host))
         cluster = FaultCluster(folder, etcd, place, stack)
         cluster.add_coordinators(coordinators, nodes=nodes)
         cluster.add_nodes([f"node-{number}" for number in range(1, nodes + 1)], options=options)
         with cluster.manager() as manager:
             eventually(lambda: manager.cluster_status().writable, "the cluster takes writes")
         yield cluster
+
+
+def _is_loopback(place: Place) -> bool:
+    return place.etcd_host.startswith("127.")
+
+
+def _etcd_tls(etcd: EtcdCluster) -> tuple[str, ...]:
+    files = etcd.tls_files
+    if files is None:
+        return ()
+    return ("--etcd-ca", str(files.ca), "--etcd-cert", str(files.cert), "--etcd-key", str(files.key))
 
 
 def _end(service: Service) -> None:

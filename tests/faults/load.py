@@ -172,6 +172,8 @@ class Load:
 def let_go(manager: StateManager, load: Load) -> None:
     """Forget everything, so that the next test has less to check."""
     for point in manager.points(load.vm_id):
+        if point.lock is not None:
+            manager.unlock(point.point_id)
         manager.forget(point.point_id)
     for stored in manager.list_application_data(load.task_id):
         manager.forget_application_data(stored.storage_id)

@@ -79,11 +79,11 @@ def _taken(port: int) -> bool:
     return False
 
 
-def issue_tls(directory: Path) -> TlsFiles:
+def issue_tls(directory: Path, *, host: str = _HOST) -> TlsFiles:
     """Make a certificate authority and one certificate for both ends on this machine; return their files."""
     directory.mkdir(parents=True, exist_ok=True)
     authority = trustme.CA()
-    certificate = authority.issue_cert(_HOST, "localhost", common_name="holdfast")
+    certificate = authority.issue_cert(host, "localhost", common_name="holdfast")
     files = TlsFiles(ca=directory / "ca.pem", cert=directory / "cert.pem", key=directory / "key.pem")
     authority.cert_pem.write_to_path(files.ca)
     certificate.private_key_pem.write_to_path(files.key)
@@ -142,7 +142,7 @@ class EtcdCluster:
     def start(self) -> None:
         """Start all members and wait until each is healthy."""
         if self.tls:
-            self.tls_files = issue_tls(self.tmp_path / "tls")
+            self.tls_files = issue_tls(self.tmp_path / "tls", host=self.host)
         for attempt in range(3):
             ports = free_ports(3 * self.members)
             triples = zip(ports[::3], ports[1::3], ports[2::3], strict=True)

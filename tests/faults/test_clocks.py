@@ -1,0 +1,91 @@
+"""Wall clocks that jump by hours under load, in a real process: libfaketime stands between it and the clock."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from holdfast import ErrorCode, HoldfastError
+from tests.e2e.harness import eventually
+from tests.e2e.services import Service
+from tests.faults.cluster import FaultCluster
+from tests.faults.convergence import converge
+from tests.faults.load import assert_kept
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+_LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
+_HOURS_S = 5 * 3600
+
+
+class JumpingClock:
+    """The wall clock of one service, ahead of or behind everybody's."""
+
+    def __init__(self, cluster: FaultCluster, service: Service, folder: Path, library: Path) -> None:
+        """Start the service again under this clock, which is right as yet."""
+        self._file = folder / f"clock-of-{service.name}"
+        self.jump(0)
+        cluster.restart_with(
+            service,
+            LD_PRELOAD=str(library),
+            FAKETIME_TIMESTAMP_FILE=str(self._file),
+            FAKETIME_NO_CACHE="1",
+            FAKETIME_DONT_FAKE_MONOTONIC="1",
+        )
+
+    def jump(self, seconds: int) -> None:
+        """Show a time so many seconds from the true one."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{seconds:+d}\n")
+        fresh.replace(self._file)
+
+
+@pytest.fixture
+def library() -> Path:
+    found = [path for pattern in _LIBRARIES for path in sorted(Path("/").glob(pattern.removeprefix("/")))]
+    if not found:
+        pytest.skip("libfaketime is not here; the package faketime has it")
+    return found[0]
+
+
+@pytest.fixture
+def honest_again(cluster: FaultCluster) -> Iterator[None]:
+    yield
+    for service in (*cluster.coordinators, *cluster.nodes.values()):
+        if "LD_PRELOAD" in service.variables:
+            cluster.restart_with(service, LD_PRELOAD="", FAKETIME_TIMESTAMP_FILE="")
+
+
+@pytest.mark.usefixtures("honest_again")
+@pytest.mark.parametrize("role, seed", [("node", 801), ("coordinator", 802)])
+def test_a_clock_that_jumps_ahead_and_back(
+    cluster: FaultCluster, tmp_path: Path, library: Path, role: str, seed: int
+) -> None:
+    source = random.Random(seed)
+    services = list(cluster.nodes.values()) if role == "node" else cluster.coordinators
+    service = source.choice(services)
+    clock = JumpingClock(cluster, service, tmp_path, library)
+    with cluster.manager() as manager, cluster.load(tmp_path, seed=seed) as load:
+        eventually(lambda: all(node.up for node in manager.nodes()), "all are up")
+        load.await_writes(2)
+        locked = next(iter(load.book.points))
+        manager.lock(locked, datetime.timedelta(hours=1))
+        for jump_s in (_HOURS_S, -_HOURS_S):
+            clock.jump(jump_s)
+            load.await_writes(3)
+            # Leases go by clocks that nobody sets, and a lock does not end because one clock is ahead.
+            assert all(node.up for node in manager.nodes())
+            for address in cluster.address.split(","):
+                with cluster.place.manager(address) as by_one, pytest.raises(HoldfastError) as refused:
+                    by_one.forget(locked)
+                assert refused.value.code is ErrorCode.CONFLICT, refused.value
+        clock.jump(0)
+        load.await_writes(2)
+        load.close()
+        converge(manager, nodes=len(cluster.nodes))
+        assert_kept(manager, load)
+        manager.unlock(locked)
