@@ -61,9 +61,7 @@ def command(
         tls=tls,
         plaintext_on_network=insecure_plaintext_on_network,
         metrics_bind=metrics,
-        healing=healing_options(
-            scrub_days=scrub_days, gentleness=repair_gentleness, compare_every_s=compare_every
-        ),
+        healing=healing_options(scrub_days=scrub_days, gentleness=repair_gentleness, compare_every_s=compare_every),
     )
     options = EngineOptions(
         capacity_bytes=None if capacity is None else parse_size(capacity),

@@ -32,7 +32,8 @@ from holdfast_storagenode.workers import Workers
 
 DEFAULT_ZONE: Final = "default"
 
-# Dead space of half a segment is worth a rewrite; looking for one costs next to nothing. A full node takes what it gets.
+# Dead space of half a segment is worth a rewrite; looking for one costs next to nothing. A full node takes
+# what it gets.
 _DEAD_FRACTION_MIN: Final = 0.5
 _DEAD_FRACTION_MIN_FULL: Final = 0.1
 _COMPACT_INTERVAL_S: Final = 30.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from holdfast import StateManager
+from holdfast import ErrorCode, StateManager
 from tests.e2e.harness import eventually
 from tests.e2e.services import Service, Tokens
 from tests.faults.load import Load, let_go
@@ -19,6 +19,8 @@ from tests.support.etcd import EtcdCluster
 
 PARTITIONS = 64
 REPLICAS = 3
+# Writers do not wait for copies that a fault holds up, so that there is something to heal.
+REPLICA_WAIT_S = 0.3
 # What a short failure made a node miss is found soon.
 _COMPARE_EVERY_S = 3.0
 
@@ -68,7 +70,7 @@ class Loopback:
 
     def manager(self, address: str) -> StateManager:
         """See `Place`."""
-        return StateManager(address, token_file=self._tokens.admin)
+        return StateManager(address, token_file=self._tokens.admin, replica_wait_s=REPLICA_WAIT_S)
 
 
 @dataclass(slots=True)
@@ -96,9 +98,11 @@ class FaultCluster:
         """Return a manager of an administrator; whoever asks closes it."""
         return self.place.manager(self.address)
 
-    def load(self, folder: Path, *, seed: int, forgets: bool = False) -> Load:
+    def load(
+        self, folder: Path, *, seed: int, forgets: bool = False, excused: frozenset[ErrorCode] = frozenset()
+    ) -> Load:
         """Return a writer (see `Load`) to this cluster, whose content `clear` takes away."""
-        load = Load(self.manager, folder, seed=seed, forgets=forgets)
+        load = Load(self.manager, folder, seed=seed, forgets=forgets, excused=excused)
         self.loads.append(load)
         return load
 

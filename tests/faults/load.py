@@ -59,8 +59,19 @@ class Load:
     machine.
     """
 
-    def __init__(self, make_manager: Callable[[], StateManager], folder: Path, *, seed: int, forgets: bool = False):
-        """Prepare; `forgets` says whether older points and objects are forgotten on the way."""
+    def __init__(
+        self,
+        make_manager: Callable[[], StateManager],
+        folder: Path,
+        *,
+        seed: int,
+        forgets: bool = False,
+        excused: frozenset[ErrorCode] = frozenset(),
+    ) -> None:
+        """Prepare; `forgets` says whether older points and objects are forgotten on the way.
+
+        What a fault may make of a call beyond what any may is `excused`.
+        """
         self.book = Book()
         self.vm_id = f"vm-{seed}"
         self.task_id = f"task-{seed}"
@@ -68,6 +79,7 @@ class Load:
         self._folder = folder / f"load-{seed}"
         self._source = random.Random(seed)
         self._forgets = forgets
+        self._excused = _EXCUSED | excused
         self._ending = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"load-{seed}", daemon=True)
@@ -120,7 +132,7 @@ class Load:
                     try:
                         self._write(manager)
                     except HoldfastError as error:
-                        if error.code not in _EXCUSED:
+                        if error.code not in self._excused:
                             raise
                         self.book.refusals.append(error)
                         self._ending.wait(0.1)
@@ -132,7 +144,7 @@ class Load:
             try:
                 call()
             except HoldfastError as error:
-                if error.code not in _EXCUSED:
+                if error.code not in self._excused:
                     raise
                 self.book.refusals.append(error)
                 self._ending.wait(0.1)

@@ -16,22 +16,10 @@ from holdfast import StateManager
 from holdfast.pki import Kind, init_authority, issue
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.options import TlsFiles
+from tests.faults.cluster import REPLICA_WAIT_S
 
 _HOST_NUMBER: Final = 1
 _INNER: Final = "inner0"
-
-
-def why_not() -> str:
-    """Return why this process may not make network namespaces; empty if it may."""
-    name = f"hf-probe-{os.getpid()}"
-    try:
-        done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return "there is no program `ip`"
-    if done.returncode:
-        return f"network namespaces are not allowed here: {done.stderr.strip()}"
-    _ip("netns", "delete", name)
-    return ""
 
 
 class Network:
@@ -75,7 +63,7 @@ class Network:
         """See `Place`."""
         files = self._authority / "ann"
         tls = TlsFiles(ca=files / "ca.pem", cert=files / "cert.pem", key=files / "key.pem")
-        return StateManager(address, tls=tls)
+        return StateManager(address, tls=tls, replica_wait_s=REPLICA_WAIT_S)
 
     def host(self, name: str) -> str:
         """Return the address of a name."""
@@ -129,4 +117,4 @@ class Network:
 
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+    assert done.returncode == 0, f"may this process make network namespaces? ip {' '.join(arguments)}: {done.stderr}"

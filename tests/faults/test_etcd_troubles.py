@@ -1,4 +1,4 @@
-"""The metadata store in trouble under load: its leader killed, its history compacted under watches, its files defragmented."""
+"""The metadata store in trouble under load: leader killed, history compacted under watches, files defragmented."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_history_compacted_under_watches_that_were_cut_off(cluster: FaultCluster
 
 def leader_of(etcd: EtcdCluster) -> int:
     """Return the position of the member that leads."""
-    statuses = json.loads(etcd.ctl("endpoint", "status", "-w", "json"))
-    leading = [each["Endpoint"] for each in statuses if each["Status"]["leader"] == each["Status"]["header"]["member_id"]]
+    told = json.loads(etcd.ctl("endpoint", "status", "-w", "json"))
+    leading = [each["Endpoint"] for each in told if each["Status"]["leader"] == each["Status"]["header"]["member_id"]]
     return etcd.endpoints.index(leading[0].removeprefix("http://"))
 
 
 def revision_of(etcd: EtcdCluster) -> int:
     """Return the newest revision."""
     statuses = json.loads(etcd.ctl("endpoint", "status", "-w", "json"))
-    return max(each["Status"]["header"]["revision"] for each in statuses)
+    return max(int(each["Status"]["header"]["revision"]) for each in statuses)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 KILLS = 3
 
 
-@pytest.mark.parametrize("role, seed", [("coordinator", 101), ("node", 102), ("etcd", 103)])
+@pytest.mark.parametrize(("role", "seed"), [("coordinator", 101), ("node", 102), ("etcd", 103)])
 def test_kills_of_a_role_under_load(cluster: FaultCluster, tmp_path: Path, role: str, seed: int) -> None:
     source = random.Random(seed)
     with cluster.load(tmp_path, seed=seed) as load:

@@ -91,7 +91,8 @@ def apply_next_layout(manager: StateManager, joining: str) -> None:
                 return False
             manager.apply_layout(planned.previous_epoch)
         except HoldfastError as error:
-            assert error.retryable, error
+            if not error.retryable:
+                raise
             return False
         return True
 

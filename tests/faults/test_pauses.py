@@ -44,9 +44,7 @@ def test_the_steward_paused_for_longer_than_its_lease(cluster: FaultCluster, tmp
         former_term = term(steward)
         load.await_writes(2)
         steward.pause()
-        eventually(
-            lambda: max(map(term, cluster.coordinators)) > former_term, "another steward", within_s=120
-        )
+        eventually(lambda: max(map(term, cluster.coordinators)) > former_term, "another steward", within_s=120)
         load.await_writes(2)
         steward.resume()
         load.await_writes(3)

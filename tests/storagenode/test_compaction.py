@@ -67,9 +67,13 @@ def test_a_small_store_that_is_full_of_garbage_gives_it_back(tmp_path: Path) -> 
     options = EngineOptions(capacity_bytes=24 * MIB, reserve_bytes=0)
     store = open_engine(tmp_path, options=options)
     blocks = make_blocks(400, size=64 * KIB)
-    with pytest.raises(HoldfastError) as refused:
+
+    def fill() -> None:
         for block in blocks:
             store.put(1, [block])
+
+    with pytest.raises(HoldfastError) as refused:
+        fill()
     assert refused.value.code is ErrorCode.DISK_FULL
     assert store.status().full
     store.delete(1, [block.id for block in blocks])

@@ -147,8 +147,8 @@ class EtcdCluster:
             ports = free_ports(3 * self.members)
             triples = zip(ports[::3], ports[1::3], ports[2::3], strict=True)
             self._members = [
-                _Member(f"m{at}", self.host, client_port, peer_port, health_port, self.tmp_path / f"try{attempt}" / f"m{at}")
-                for at, (client_port, peer_port, health_port) in enumerate(triples)
+                _Member(f"m{at}", self.host, *triple, self.tmp_path / f"try{attempt}" / f"m{at}")
+                for at, triple in enumerate(triples)
             ]
             for position in range(self.members):
                 self.restart(position)
@@ -245,7 +245,8 @@ class EtcdCluster:
             f"--listen-peer-urls=http://{self.host}:{member.peer_port}",
             f"--initial-advertise-peer-urls=http://{self.host}:{member.peer_port}",
             f"--listen-metrics-urls=http://{self.host}:{member.health_port}",
-            "--initial-cluster=" + ",".join(f"{each.name}=http://{self.host}:{each.peer_port}" for each in self._members),
+            "--initial-cluster="
+            + ",".join(f"{each.name}=http://{self.host}:{each.peer_port}" for each in self._members),
             f"--initial-cluster-token={self._members[0].peer_port}",
             "--logger=zap",
             "--log-level=warn",
