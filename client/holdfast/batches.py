@@ -7,10 +7,20 @@ one set of those that still lack them, so it is at quorum, complete or lost as a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from holdfast_core.model.block import SealedBlock, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX
+from holdfast_proto.v1.blocks_pb2 import VERDICT_PRESENT
+
+
+class Counted(NamedTuple):
+    """What a block was counted as when it was placed as one that nobody has; some node may turn out to have had it."""
+
+    sealed_bytes: int
+    plain_bytes: int
+    is_index: bool
 
 
 class Batch:
@@ -19,23 +29,28 @@ class Batch:
     Attributes:
         sequence: number within the session, the same on every stream.
         block_ids: what it carries.
+        counted: of each block what it was counted as, None where it does not count as stored.
         wire: the serialised request, which ends with the blocks' bytes.
         sealed_bytes: sum of the blocks' bytes.
         layout_epoch: epoch that chose the targets.
         targets: nodes that it goes to.
         acknowledged: nodes that hold it durably, of `targets`.
         failed: nodes of `targets` that will not, with why.
+        sent_again: whether a stream broke before it was acknowledged; a node may then have it from us.
     """
 
     __slots__ = (
         "_lengths",
         "_needed",
+        "_present",
         "acknowledged",
         "block_ids",
+        "counted",
         "failed",
         "layout_epoch",
         "moved",
         "sealed_bytes",
+        "sent_again",
         "sequence",
         "targets",
         "wire",
@@ -45,6 +60,7 @@ class Batch:
         self,
         blocks: Sequence[SealedBlock],
         *,
+        counted: Sequence[Counted | None] = (),
         wire: bytes,
         sequence: int,
         layout_epoch: int,
@@ -54,6 +70,7 @@ class Batch:
         """Take blocks; `needed` acknowledgements of `targets` make the write quorum."""
         self.sequence = sequence
         self.block_ids = tuple([block.id for block in blocks])
+        self.counted = counted or (None,) * len(blocks)
         self._lengths = tuple([len(block.data) for block in blocks])
         self.wire = wire
         self.sealed_bytes = sum(self._lengths)
@@ -62,7 +79,9 @@ class Batch:
         self.acknowledged: set[str] = set()
         self.failed: dict[str, HoldfastError] = {}
         self.moved = False
+        self.sent_again = False
         self._needed = needed
+        self._present: set[int] = set()
 
     def blocks(self) -> list[SealedBlock]:
         """Return the blocks, taken from the request's bytes and verified; they are not kept twice."""
@@ -72,6 +91,17 @@ class Batch:
             blocks.append(verify(block_id, self.wire[at : at + length]))
             at += length
         return blocks
+
+    def take_verdicts(self, verdicts: bytes) -> list[int]:
+        """Take what a node says of each block; return the positions of those that it is the first to have had before.
+
+        None where the batch was sent again: what a node has of it may have come with the first try.
+        """
+        if self.sent_again or VERDICT_PRESENT not in verdicts:
+            return []
+        present = {at for at, verdict in enumerate(verdicts) if verdict == VERDICT_PRESENT} - self._present
+        self._present |= present
+        return sorted(present)
 
     @property
     def at_quorum(self) -> bool:

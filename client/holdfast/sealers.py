@@ -169,6 +169,7 @@ class SealingProcesses:
         self._impossible = False
         self._pool: SealingPool | None = None
         self._sessions = 0
+        self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def lend(self, data_bytes: int) -> AsyncIterator[SessionProcesses | None]:
@@ -189,7 +190,12 @@ class SealingProcesses:
                 await _started(pool)
             yield SessionProcesses(pool, session)
         finally:
-            await self._give_back(pool, session)
+            self._give_back(pool, session)
+
+    async def ended(self) -> None:
+        """Wait until every process that nobody uses any more is gone."""
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     def _take(self, data_bytes: int) -> SealingPool | None:
         """Return a pool that works or is being started, if there should be one."""
@@ -208,7 +214,7 @@ class SealingProcesses:
                 return None
         return self._pool
 
-    async def _give_back(self, pool: SealingPool, session: int) -> None:
+    def _give_back(self, pool: SealingPool, session: int) -> None:
         pool.session_count -= 1
         if pool.started.done() and (error := pool.started.exception()) is not None and self._sealing == "auto":
             self._is_impossible(error)
@@ -217,7 +223,11 @@ class SealingProcesses:
             return
         if self._pool is pool:
             self._pool = None
-        await asyncio.to_thread(pool.close)
+        # Beside the last batches and the commit, which need nothing of the processes: to take apart what two of them
+        # held takes the system longer than a node needs to make a batch durable.
+        ending = asyncio.create_task(asyncio.to_thread(pool.close))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     def _is_impossible(self, error: BaseException) -> None:
         """Remember that there is no use in trying again, and say so once."""

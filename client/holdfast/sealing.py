@@ -242,6 +242,9 @@ class SealingPool:
     def close(self) -> None:
         """End every process and wait until it is gone; spans that are not done fail with CANCELLED. Only once."""
         self._fail(HoldfastError(ErrorCode.CANCELLED, "the processes that seal were ended"))
+        # All of them before any is waited for: the system takes apart what one held while it does so for the next.
+        for process in self._processes:
+            process.child.kill()
         for process in self._processes:
             process.kill()
         for thread in self._threads:

@@ -32,6 +32,9 @@ _GOOD: Final = frozenset((VERDICT_OK, VERDICT_PRESENT))
 Done = Callable[[str, Batch, HoldfastError | None], None]
 """Told of each batch once: the node, the batch, and why it failed or None."""
 
+Met = Callable[[Batch, list[int]], None]
+"""Told, before a batch is done, of the positions of blocks that a node had before and no other has spoken of yet."""
+
 
 class NodeSender:
     """Sends batches to one node. Belongs to one event loop; `run` is its task.
@@ -47,6 +50,7 @@ class NodeSender:
         node_id: str,
         capability: Callable[[], str],
         done: Done,
+        met: Met,
         *,
         clock: Clock,
         stall_s: float = RPC_TIMEOUT_S,
@@ -57,6 +61,7 @@ class NodeSender:
         self._pool = pool
         self._capability = capability
         self._done = done
+        self._met = met
         self._clock = clock
         self._stall_s = stall_s
         self._queue: deque[Batch] = deque()
@@ -133,6 +138,8 @@ class NodeSender:
             HoldfastError: why the stream broke.
         """
         again = sorted(self._sent.values(), key=lambda batch: batch.sequence)
+        for batch in again:
+            batch.sent_again = True
         self._queue.extendleft(reversed(again))
         self._sent.clear()
         self._sent_bytes = 0
@@ -204,6 +211,8 @@ class NodeSender:
         self._acknowledged += 1
         self._careful = False
         self._changed.set()
+        if present := batch.take_verdicts(answer.verdicts):
+            self._met(batch, present)
         self._done(self.node_id, batch, None)
 
     def _told(self, error: HoldfastError) -> HoldfastError:

@@ -1,5 +1,7 @@
 """Brings blocks to their owners: asks who has them, sends the rest to all owners at once, and counts to the quorum.
 
+While nobody has anything, most are sent without a question, and the nodes' answers tell of those that were there.
+
 A block is safe when a write quorum of the newest layout's owners hold it durably; the other copies go on behind. What
 is in flight is bounded in bytes, so a slow node slows the caller down and a silent one is given up after a while. When
 a node knows a newer layout, everything that is not settled is placed anew.
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from holdfast.access import Access
-from holdfast.batches import Batch
+from holdfast.asking import Asking
+from holdfast.batches import Batch, Counted
 from holdfast.sender import NodeSender
 from holdfast.wire import encode_put
 from holdfast_core.model.block import SealedBlock
@@ -60,12 +63,13 @@ class Sums:
 
 
 class _OpenBatch:
-    """Blocks of one placement that wait to become a batch."""
+    """Blocks of one placement that wait to become a batch, each with what it was counted as if it counts as stored."""
 
-    __slots__ = ("blocks", "sealed_bytes")
+    __slots__ = ("blocks", "counted", "sealed_bytes")
 
     def __init__(self) -> None:
         self.blocks: list[SealedBlock] = []
+        self.counted: list[Counted | None] = []
         self.sealed_bytes = 0
 
 
@@ -92,6 +96,7 @@ class Uploader:
         self._open_bytes = 0
         self._unsettled: dict[int, Batch] = {}
         self._unsettled_bytes = 0
+        self._asking = Asking()
         self._below_quorum = 0
         self._sequence = 0
         self._recent: tuple[set[bytes], set[bytes]] = (set(), set())
@@ -192,7 +197,9 @@ class Uploader:
             for item in items:
                 by_owners.setdefault(layout.owners_of_block(item.block.id), []).append(item)
             try:
-                held = await self._ask(by_owners, layout.epoch)
+                # What is placed a second time was sent once, so some have it.
+                asked = not count or self._asking.is_worth_it()
+                held = await self._ask(by_owners, layout.epoch) if asked else {}
                 break
             except HoldfastError as error:
                 if error.code is not ErrorCode.WRONG_EPOCH:
@@ -201,13 +208,17 @@ class Uploader:
                 self._stale = True
         else:
             raise HoldfastError(ErrorCode.CONFLICT, "the layout changes faster than blocks can be placed; try again")
+        if held:
+            self._asking.found()
+        elif asked:
+            self._asking.found_nothing(sum([len(item.block.data) for item in items]))
         for owners, group in by_owners.items():
             if any(node in held for node in owners):
                 self._add_some(layout.epoch, owners, group, held, count=count)
             else:
                 if count:
                     self._count_stored(group)
-                self._add((layout.epoch, owners, owners), group)
+                self._add((layout.epoch, owners, owners), group, stored=count)
 
     def _add_some(
         self,
@@ -221,13 +232,12 @@ class Uploader:
         """Add the blocks of one set of owners of which some are held somewhere."""
         for item in group:
             lacking = tuple([node for node in owners if item.block.id not in held.get(node, ())])
+            stored = count and len(lacking) == len(owners)
             if lacking:
-                self._add((epoch, owners, lacking), (item,))
-            if not count:
-                continue
-            if len(lacking) == len(owners):
+                self._add((epoch, owners, lacking), (item,), stored=stored)
+            if stored:
                 self._count_stored((item,))
-            elif not item.index:
+            elif count and not item.index:
                 self.sums.present_plain_bytes += item.plain_bytes
 
     def _count_stored(self, group: Iterable[Outgoing]) -> None:
@@ -239,6 +249,22 @@ class Uploader:
             sums.stored_blocks += 1
             if item.index:
                 sums.index_bytes += size
+
+    def _met(self, batch: Batch, positions: Iterable[int]) -> None:
+        """Count blocks as present that were placed as new, and that a node turned out to have; called by the senders.
+
+        Nobody had been asked about them, or somebody else stored them meanwhile.
+        """
+        self._asking.found()
+        sums = self.sums
+        for counted in filter(None, [batch.counted[at] for at in positions]):
+            sums.stored_bytes -= counted.sealed_bytes
+            sums.stored_plain_bytes -= counted.plain_bytes
+            sums.stored_blocks -= 1
+            if counted.is_index:
+                sums.index_bytes -= counted.sealed_bytes
+            else:
+                sums.present_plain_bytes += counted.plain_bytes
 
     async def _ask(self, by_owners: Mapping[tuple[str, ...], Sequence[Outgoing]], epoch: int) -> dict[str, set[bytes]]:
         """Return which of the blocks each node holds; no entry for nodes that hold none or do not answer."""
@@ -279,12 +305,19 @@ class Uploader:
         if sender is None:
             assert self._group is not None, "the uploader is used inside its context"
             sender = self._senders[node] = NodeSender(
-                self._pool, node, self._access.capability, self._done, clock=self._clock, stall_s=self._stall_s
+                self._pool,
+                node,
+                self._access.capability,
+                self._done,
+                self._met,
+                clock=self._clock,
+                stall_s=self._stall_s,
             )
             self._group.create_task(sender.run())
         return sender
 
-    def _add(self, placement: Placement, group: Iterable[Outgoing]) -> None:
+    def _add(self, placement: Placement, group: Iterable[Outgoing], *, stored: bool) -> None:
+        """Put blocks into an open batch; `stored` says that they count as stored from now on."""
         for item in group:
             size = len(item.block.data)
             waiting = self._open.get(placement)
@@ -294,6 +327,7 @@ class Uploader:
             if waiting is None:
                 waiting = self._open[placement] = _OpenBatch()
             waiting.blocks.append(item.block)
+            waiting.counted.append(Counted(size, item.plain_bytes, item.index) if stored else None)
             waiting.sealed_bytes += size
             self._open_bytes += size
             if waiting.sealed_bytes >= _BATCH_BYTES or len(waiting.blocks) >= BATCH_BLOCKS_MAX:
@@ -312,6 +346,7 @@ class Uploader:
         self._sequence += 1
         batch = Batch(
             waiting.blocks,
+            counted=waiting.counted,
             wire=encode_put(waiting.blocks, sequence=self._sequence, layout_epoch=epoch),
             sequence=self._sequence,
             layout_epoch=epoch,

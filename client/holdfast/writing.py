@@ -198,6 +198,7 @@ class PointJob(WriteJob[PointInfo]):
 
                     async def committed() -> tuple[str, ...]:
                         told = await opened.committed()
+                        await tools.processes.ended()
                         # Not before: whether blocks that nobody needs any more are lost is not this point's concern.
                         if reader.lost_bases:
                             building_on = begun.parent.point_id or begun.base.point_id
@@ -209,6 +210,7 @@ class PointJob(WriteJob[PointInfo]):
                 finally:
                     # While the session still holds the VM: another backup would meet trackers that are not told yet.
                     await opened.end()
+                    await tools.processes.ended()
 
     def _committing(
         self, begun: state_pb2.BeginPointResponse, access: Access, volumes: list[VolumeRecord]

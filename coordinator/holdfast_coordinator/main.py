@@ -27,6 +27,7 @@ from holdfast_core.model.limits import COLLECTION_INTERVAL_S, NODE_OUT_AFTER_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import Credential
+from holdfast_core.runtime.loaded import leave_out_what_is_loaded
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
@@ -160,6 +161,7 @@ async def _serve(data: Path | None, etcd: Etcd | None, master: MasterKeys, setti
         with termination_signals() as asked:
             try:
                 address = await coordinator.start()
+                leave_out_what_is_loaded()
                 print(f"listening {address}", flush=True)
                 async with plain_task_group() as group:
                     watching = group.create_task(_raise_failure(coordinator))

@@ -8,6 +8,7 @@ from typing import Final
 
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import find_credential
+from holdfast_core.runtime.loaded import leave_out_what_is_loaded
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.options import parse_address, parse_addresses, parse_size, tls_files
 from holdfast_core.runtime.signals import termination_signals
@@ -72,6 +73,7 @@ async def _serve(home: DirectoryHome, settings: NodeSettings) -> None:
         node = StorageNode(home, settings, clock=SystemClock())
         try:
             address = await node.start()
+            leave_out_what_is_loaded()
             print(f"listening {address}", flush=True)
             signalled = asyncio.create_task(asked.wait())
             failing = asyncio.create_task(node.failed())

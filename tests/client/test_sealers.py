@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -127,6 +128,30 @@ def test_backups_by_processes_restore(processes: StateManager, tmp_path: Path, p
     vm.assert_restores(snapshot, processes.incremental_backup(vm.name, snapshot))
     assert len(pools) == 2
     assert are_gone(pools)
+
+
+def test_a_commit_does_not_wait_for_the_processes_to_end_and_the_call_does(
+    processes: StateManager, tmp_path: Path, pools: list[SealingPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committing, was_committing = threading.Event(), []
+    close = SealingPool.close
+
+    def close_late(self: SealingPool) -> None:
+        was_committing.append(committing.wait(WAIT_S))
+        close(self)
+
+    def tell(progress: Progress) -> None:
+        if progress.phase == "commit":
+            committing.set()
+
+    monkeypatch.setattr(SealingPool, "close", close_late)
+    vm = Vm(processes, "ending", tmp_path)
+    disk(vm.path(), 8)
+    vm.register()
+    snapshot = processes.create_snapshot(vm.name, progress=tell)
+    assert are_gone(pools)
+    assert was_committing == [True]
+    vm.assert_restores(snapshot)
 
 
 def test_a_process_that_is_killed_fails_its_backup_alone(

@@ -20,7 +20,13 @@ from holdfast_core.model.limits import IN_FLIGHT_BYTES_PER_NODE
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.status import abort_with
-from holdfast_proto.v1.blocks_pb2 import VERDICT_MISSING, VERDICT_OK, PutBlocksRequest, PutBlocksResponse
+from holdfast_proto.v1.blocks_pb2 import (
+    VERDICT_MISSING,
+    VERDICT_OK,
+    VERDICT_PRESENT,
+    PutBlocksRequest,
+    PutBlocksResponse,
+)
 from holdfast_proto.v1.common_pb2 import NodeStatus
 
 Behaviour = Callable[[AsyncIterator[PutBlocksRequest], Any], Awaitable[None]]
@@ -72,6 +78,11 @@ async def lie(requests: AsyncIterator[PutBlocksRequest], context: Any) -> None:
         await context.write(PutBlocksResponse(sequence=request.sequence, verdicts=bytes([VERDICT_MISSING])))
 
 
+async def say_present(requests: AsyncIterator[PutBlocksRequest], context: Any) -> None:
+    async for request in requests:
+        await context.write(PutBlocksResponse(sequence=request.sequence, verdicts=bytes([VERDICT_PRESENT])))
+
+
 async def invent(requests: AsyncIterator[PutBlocksRequest], context: Any) -> None:
     async for _ in requests:
         await context.write(PutBlocksResponse(sequence=99, verdicts=b""))
@@ -88,8 +99,10 @@ Outcome = dict[int, HoldfastError | None]
 
 
 @asynccontextmanager
-async def sending(server: Server, answered: asyncio.Event | None = None) -> AsyncIterator[tuple[NodeSender, Outcome]]:
-    """A sender to the server, running; closed and awaited at the end."""
+async def sending(
+    server: Server, answered: asyncio.Event | None = None, present: list[int] | None = None
+) -> AsyncIterator[tuple[NodeSender, Outcome]]:
+    """A sender to the server, running; closed and awaited at the end. `present` takes batches of which it had some."""
     host = grpc.aio.server()
     handler = grpc.stream_stream_rpc_method_handler(
         server.PutBlocks,
@@ -110,10 +123,16 @@ async def sending(server: Server, answered: asyncio.Event | None = None) -> Asyn
         if answered is not None:
             answered.set()
 
+    def met(batch: Batch, positions: list[int]) -> None:
+        assert positions == [0]
+        assert batch.sequence not in outcome
+        assert present is not None
+        present.append(batch.sequence)
+
     try:
         async with NodePool() as pool, asyncio.timeout(30), asyncio.TaskGroup() as group:
             pool.update([NodeStatus(node_id="n", address=f"127.0.0.1:{port}", up=True)])
-            sender = NodeSender(pool, "n", lambda: "token", done, clock=SystemClock(), stall_s=0.3)
+            sender = NodeSender(pool, "n", lambda: "token", done, met, clock=SystemClock(), stall_s=0.3)
             group.create_task(sender.run())
             yield sender, outcome
             sender.close()
@@ -187,3 +206,25 @@ async def test_the_window_bounds_what_is_not_acknowledged() -> None:
             sender.put(make_batch(sequence, size))
     assert set(server.received) == set(range(1, 17))
     assert sorted(outcome) == list(range(1, 21))
+
+
+async def test_what_a_node_had_before_is_told_unless_it_may_have_come_from_us() -> None:
+    present: list[int] = []
+    async with sending(Server(say_present), present=present) as (sender, outcome):
+        for sequence in (1, 2):
+            sender.put(make_batch(sequence))
+    assert present == [1, 2]
+    assert outcome == {1: None, 2: None}
+    again: list[int] = []
+    async with sending(Server(break_off, say_present), present=again) as (sender, outcome):
+        sender.put(make_batch(1))
+    assert again == []
+    assert outcome == {1: None}
+
+
+def test_each_block_that_was_there_is_told_once_whichever_owner_says_so() -> None:
+    blocks = [verify(block_id(body), body) for body in (b"a", b"b", b"c")]
+    batch = Batch(blocks, wire=b"abc", sequence=1, layout_epoch=1, targets=["n", "m"], needed=2)
+    assert batch.take_verdicts(bytes([VERDICT_OK, VERDICT_OK, VERDICT_PRESENT])) == [2]
+    assert batch.take_verdicts(bytes([VERDICT_PRESENT, VERDICT_OK, VERDICT_PRESENT])) == [0]
+    assert batch.take_verdicts(bytes([VERDICT_OK] * 3)) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from holdfast_coordinator import barrier
 from holdfast_core.model.errors import ErrorCode
 from holdfast_core.model.limits import TREE_FAN_OUT
 from holdfast_core.model.names import split_ids
@@ -16,7 +17,7 @@ from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_proto.v1 import state_pb2
 from holdfast_proto.v1.records_pb2 import PointRecord
 from tests.coordinator.content import Cluster, cluster, put, random_blocks, seal_object, seal_volume
-from tests.coordinator.rig import Client, point_commit, refused, ring_of
+from tests.coordinator.rig import BLOCK_BYTES, Client, point_commit, refused, ring_of
 
 TOTAL = 300
 
@@ -63,6 +64,25 @@ async def test_a_block_that_is_nowhere_is_named_and_nothing_becomes_visible(clie
     assert await client.points() == []
     await put(begun.grant, [lost])
     assert (await client.commit(point_commit(begun, [volume]))).number == 1
+
+
+@pytest.mark.parametrize("at", [0, 290])
+async def test_owners_are_asked_while_the_index_is_read_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(barrier, "ASKED_IDS", 100)
+    monkeypatch.setattr(barrier, "NODES_PER_READ", 1)
+    begun = await client.begin()
+    # What comes again in another leaf is asked about once and charged once, whatever was asked about in between.
+    slots = random_blocks(1, range(TOTAL)) | {slot + 150: block for slot, block in random_blocks(1, range(9)).items()}
+    volume, sealed = seal_volume(ring_of(begun.grant.keys), slots, total=TOTAL)
+    lost = sealed.blocks[at]
+    await put(begun.grant, [block for block in sealed.everything if block.id != lost.id])
+    error = await refused(ErrorCode.NOT_DURABLE, client.commit(point_commit(begun, [volume])))
+    assert error.block_ids == (lost.id,)
+    await put(begun.grant, [lost])
+    made = await client.commit(point_commit(begun, [volume]))
+    assert made.charged_bytes == (TOTAL - 9) * BLOCK_BYTES
 
 
 async def test_an_index_node_that_is_nowhere_is_named(client: Client) -> None:

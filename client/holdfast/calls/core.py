@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from holdfast.background import LoopThread
-from holdfast.findings import RestoreReport
-from holdfast.key_file import read_key_file
-from holdfast.reading import Reading
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import Transfer
 from holdfast.sampling import check_sample
 from holdfast.sealers import Sealing, SealingProcesses, check_sealing
 from holdfast.writing import Made, Toolbox, WriteJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.key_file import DataKey
 from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB, REPLICA_SETTLE_S, SAMPLE_DEFAULT
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock, SystemClock
@@ -32,7 +30,9 @@ from holdfast_core.runtime.options import TlsFiles, parse_addresses
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.findings import RestoreReport
     from holdfast.images.point_image import PointImage
+    from holdfast.reading import Reading
     from holdfast.serving import PointServer
 
 COORDINATOR_VARIABLE: Final = "HOLDFAST_COORDINATOR"
@@ -120,7 +120,7 @@ class AsyncCore:
         if self._closed:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "the state manager is closed")
         if self._tools is None or self._calls is None:
-            data_key = None if self._key_file is None else read_key_file(self._key_file)
+            data_key = None if self._key_file is None else _read_key_file(self._key_file)
             _keep_freed_memory()
             endpoints = Endpoints(self._addresses, tls=self._tls, credential=self._credential)
             self._calls = CoordinatorCalls(endpoints)
@@ -145,6 +145,8 @@ class AsyncCore:
 
     @property
     def _reading(self) -> Reading:
+        from holdfast.reading import Reading  # what only saves does not wait for all of this to load
+
         return Reading(*self._open())
 
     def _timed(self, transfer: Transfer) -> None:
@@ -186,6 +188,7 @@ class AsyncCore:
         if self._tools is not None:
             await self._tools.pool.close()
             await self._tools.endpoints.close()
+            await self._tools.processes.ended()
             # Waits only for spans that already run; what was queued has been cancelled with its operation.
             self._tools.executor.shutdown(wait=True, cancel_futures=True)
 
@@ -216,6 +219,12 @@ class BlockingCore:
 
     _core: AsyncStateManager
     _loop: LoopThread
+
+
+def _read_key_file(path: Path) -> DataKey:
+    from holdfast.key_file import read_key_file  # most tenants leave their keys to the coordinator
+
+    return read_key_file(path)
 
 
 def _keep_freed_memory() -> None:

@@ -7,21 +7,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from holdfast.calls.core import NONCE_BYTES, AsyncCore, BlockingCore
-from holdfast.files.directory import DirectoryTree
-from holdfast.files.image_tree import ImageTree
 from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles, file_info
-from holdfast.files.retrieval import TargetTree
-from holdfast.files.stored import StoredTree
 from holdfast.files.threads import ImageAhead, Interruptible, Told, in_thread, pulled
-from holdfast.files.trees import FileTree, Item
-from holdfast.files.writing import SetWriter
 from holdfast.images.blocking import runner_on
 from holdfast.images.opening import OpenedPoint, open_point
 from holdfast.pieces import pieces_of
-from holdfast.reading import OpenedObject
 from holdfast.results import ObjectInfo, ProgressCallback
 from holdfast.writing import ObjectJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -33,6 +26,11 @@ from holdfast_core.model.names import OBJECT_PREFIX, check_id, check_name
 from holdfast_proto.v1 import state_pb2
 from holdfast_proto.v1.files_pb2 import FileEntry
 from holdfast_proto.v1.records_pb2 import OBJECT_FORM_FILES, KeepRule, ObjectOrigin
+
+if TYPE_CHECKING:
+    from holdfast.files.image_tree import ImageTree
+    from holdfast.files.trees import FileTree, Item
+    from holdfast.reading import OpenedObject
 
 READ_FILE_BYTES_MAX: Final = 1 * GIB
 
@@ -91,6 +89,8 @@ class AsyncFileCalls(AsyncCore):
         fulfils: KeepRule | None,
         progress: ProgressCallback | None,
     ) -> ObjectInfo:
+        from holdfast.files.writing import SetWriter
+
         request = state_pb2.BeginObjectRequest(
             task_id=check_name(task_id, "task name"), nonce=self._random_bytes(NONCE_BYTES)
         )
@@ -118,6 +118,8 @@ class AsyncFileCalls(AsyncCore):
                 volume = opened.volume(source.volume).name
                 yield tree, ObjectOrigin(vm_id=opened.point.vm_id, point_id=opened.point.point_id, volume=volume)
             return
+        from holdfast.files.directory import DirectoryTree  # here and below: most processes look at no files
+
         directory = await asyncio.to_thread(DirectoryTree, Path(source))
         try:
             yield directory, ObjectOrigin()
@@ -126,6 +128,8 @@ class AsyncFileCalls(AsyncCore):
 
     @asynccontextmanager
     async def _image_tree(self, opened: OpenedPoint, source: PointFiles) -> AsyncIterator[ImageTree]:
+        from holdfast.files.image_tree import ImageTree
+
         # The image guesses nothing ahead: what is read next is known from the file system, and often lies elsewhere.
         async with opened.image(source.volume, read_ahead_bytes=0) as image:
             blocking = ImageAhead(image, asyncio.get_running_loop())
@@ -142,6 +146,8 @@ class AsyncFileCalls(AsyncCore):
             return
         if volume or partition:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a stored set of files has neither volumes nor partitions")
+        from holdfast.files.stored import StoredTree
+
         stored = await self._reading.open_object(resource_id)
         run = runner_on(asyncio.get_running_loop())
         tree = StoredTree(await _manifest(stored), lambda start, end: pulled(stored.pieces(start, end), run))
@@ -232,6 +238,8 @@ class AsyncFileCalls(AsyncCore):
             HoldfastError: TARGET_EXISTS if a name is taken; TARGET_UNWRITABLE; NOT_FOUND if a path is not there or
                 nothing matches the patterns; and as `list_files`. Nothing is left behind then.
         """
+        from holdfast.files.retrieval import TargetTree
+
         selection = select([*(exactly(path) or "*" for path in paths), *include], exclude)
         told = Told("retrieve", progress, runner_on(asyncio.get_running_loop()))
 

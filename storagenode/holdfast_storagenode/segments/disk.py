@@ -41,6 +41,10 @@ class Disk:
         """
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
+    def announce(self, fd: int, offset: int, length: int) -> None:
+        """Let the kernel begin to read a range that is about to be asked for; does not wait, and promises nothing."""
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def truncate(self, fd: int, length: int) -> None:
         """Cut the file to `length` bytes."""
         os.ftruncate(fd, length)

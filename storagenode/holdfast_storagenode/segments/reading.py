@@ -37,11 +37,15 @@ def read_blocks(
         FileNotFoundError: a segment was removed meanwhile; look the rest up again.
     """
     ordered = sorted(wanted, key=lambda item: (item.entry.segment, item.entry.offset))
-    for run in _runs(ordered):
-        first, last = run[0].entry, run[-1].entry
-        begin = first.offset + RECORD_HEADER_BYTES
-        length = last.offset + RECORD_HEADER_BYTES + last.length - begin
-        with files.reading(first.segment) as fd:
+    runs = list(_runs(ordered))
+    if len(runs) > 1:
+        # The disk takes many at once, and one after another they would each wait for it.
+        for run in runs:
+            with files.reading(run[0].entry.segment) as fd:
+                disk.announce(fd, *_place(run))
+    for run in runs:
+        begin, length = _place(run)
+        with files.reading(run[0].entry.segment) as fd:
             try:
                 data = disk.read_at(fd, length, begin)
             except OSError:
@@ -50,6 +54,13 @@ def read_blocks(
         for item in run:
             at = item.entry.offset + RECORD_HEADER_BYTES - begin
             yield item, _verified(item.block_id, data[at : at + item.entry.length])
+
+
+def _place(run: Sequence[Wanted]) -> tuple[int, int]:
+    """Return where a run's first block begins, and the bytes from there to the end of its last one."""
+    begin = run[0].entry.offset + RECORD_HEADER_BYTES
+    last = run[-1].entry
+    return begin, last.offset + RECORD_HEADER_BYTES + last.length - begin
 
 
 def _runs(ordered: Sequence[Wanted]) -> Iterator[list[Wanted]]:
