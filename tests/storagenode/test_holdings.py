@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from holdfast_storagenode.segments.engine import EngineOptions
 from holdfast_storagenode.segments.holdings import HoldingsBook
 from holdfast_storagenode.segments.index import make_key
 from holdfast_storagenode.store import Holding
+from tests.storagenode.blocks import make_blocks
+from tests.storagenode.engines import open_engine
 
 LOCK = threading.Lock()
 
@@ -121,3 +125,41 @@ def test_a_count_that_fails_leaves_nothing_behind() -> None:
         book.of(7, LOCK, blocks.counting)
     blocks.meanwhile = lambda: None
     assert book.of(7, LOCK, blocks.counting) == [holding(1, 10)]
+
+
+@pytest.mark.parametrize("tallies_max", [0, 10, 1000])
+def test_an_engines_holdings_are_true_whatever_is_written_and_checkpointed_meanwhile(
+    tmp_path: Path, tallies_max: int
+) -> None:
+    options = EngineOptions(capacity_bytes=1 << 30, reserve_bytes=0, segment_bytes=30_000, checkpoint_entries=50)
+    store = open_engine(tmp_path, options=options)
+    store._table.holdings = HoldingsBook(tallies_max=tallies_max)
+    writing = threading.Event()
+
+    def write() -> None:
+        for turn in range(12):
+            blocks = make_blocks(60, size=40, first=60 * turn)
+            store.put(1 + turn % 2, blocks)
+            store.delete(1 + turn % 2, [block.id for block in blocks[::3]])
+            store.compact(dead_fraction_min=0.2)
+        writing.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not writing.is_set():
+        for partition in range(16):
+            # Never more than was ever put, and never a tally that was taken from the middle of a count.
+            assert all(0 < held.count <= 360 for held in store.holdings(partition))
+    writer.join()
+    for partition in range(16):
+        listed = {
+            tenant: [entry.block_id for entry in store.scan(tenant, partition=partition, after=b"", limit=999)]
+            for tenant in (1, 2)
+        }
+        assert sum(map(len, listed.values())) > 0
+        assert store.holdings(partition) == [
+            holding(tenant, *(int.from_bytes(block_id, "big") for block_id in found))
+            for tenant, found in listed.items()
+            if found
+        ]
+    store.close()
