@@ -156,6 +156,11 @@ class Checker:
             why = "dropped" if cutoff is None else f"deleted below {cutoff}"
             self.violate(3, f"{_name(ref)}, which is referenced, is not durable once {node_id} has {why} it")
 
+    def leaned(self, session_id: str, ref: Ref) -> None:
+        """A session was told that a block is durable."""
+        if session_id in self._sessions and not self.durable(ref):
+            self.violate(4, f"{session_id} was told that {_name(ref)} is durable, and it is not")
+
     def stamped_back(self, node_id: str, ref: Ref, before: int, now: int) -> None:
         """A copy counts as stamped with less than it did."""
         self.violate(3, f"the stamp of {_name(ref)} on {node_id} went from {before} to {now}")
@@ -206,8 +211,13 @@ class Checker:
         self.violate(9, f"{node_id} dropped {_name(ref)} under no grant, or its owners do not have it")
 
     def _known_to(self, owners: Iterable[str], ref: Ref) -> bool:
+        """Whether all owners would say that they have a block: rot that nobody has found yet is not theirs to know."""
         spoilt = self.spoilt.get(ref, {})
-        return all(owner in spoilt or self.intact(owner, ref) for owner in owners)
+        return all(self.intact(owner, ref) or (owner in spoilt and self._looks_whole(owner, ref)) for owner in owners)
+
+    def _looks_whole(self, node_id: str, ref: Ref) -> bool:
+        copy = self._copy(node_id, ref)
+        return copy is not None and not copy.aside
 
     # Events in the metadata store.
 

@@ -71,7 +71,7 @@ class Disk:
         cutoff_seen: the highest cut-off of a delete.
         epoch: the newest collection epoch that was made durable.
         slow_s: what making a batch durable takes at most.
-        failing: whether it refuses every write.
+        stands_still: whether no batch becomes durable at the moment.
     """
 
     copies: dict[int, dict[Key, Copy]] = field(default_factory=dict)
@@ -84,6 +84,7 @@ class Disk:
     capacity_bytes: int = CAPACITY_BYTES
     used_bytes: int = 0
     slow_s: float = 0.003
+    stands_still: bool = False
     under_way: list[_Batch] = field(default_factory=list)
     name: str = ""
     scrub: ScrubPlace = field(default_factory=ScrubPlace)
@@ -325,7 +326,9 @@ class SimStore:
         self.disk.stamps_lost.clear()
 
     def _durable(self, batch: _Batch, done: Future[list[Verdict]]) -> None:
-        if self._process.alive:
+        if self.disk.stands_still:
+            self._process.world.loop.call_later(0.1, self._durable, batch, done)
+        elif self._process.alive:
             self.disk.under_way = [other for other in self.disk.under_way if other is not batch]
             done.set_result(self._write(batch))
 

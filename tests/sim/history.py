@@ -91,6 +91,7 @@ class History:
         )
         for host in self.cluster.nodes.values():
             host.disk.watcher = self.checker
+        self.cluster.oracle.on_lean = self.checker.leaned
         self.faults = Faults(self.cluster, self.checker, plan.danger)
         self._ending = False
 
