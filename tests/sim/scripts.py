@@ -7,8 +7,7 @@ that lacks one protection, and there they have to fail.
 from __future__ import annotations
 
 import asyncio
-
-import pytest
+from collections.abc import Awaitable
 
 from holdfast_coordinator import keyspace
 from holdfast_core.runtime.metadata.store import Operation, Put
@@ -27,6 +26,14 @@ async def _begin(client: Client, snapshot_id: str = "", *, asks: float = 0.0) ->
     await session.write_blocks()
     await session.write_index()
     return session
+
+
+async def _gives_up(commit: Awaitable[object]) -> bool:
+    try:
+        await commit
+    except GaveUp as error:
+        return "lapsed" in str(error)
+    return False
 
 
 def _refs(session: Session) -> list[Ref]:
@@ -127,8 +134,7 @@ async def a_lease_that_lapses_before_a_late_commit(stage: Stage) -> None:
     await stage.collect()
     await stage.collect()
     assert not any(stage.holders(ref) for ref in _refs(session)), "nothing protects what a lapsed session sent"
-    with pytest.raises(GaveUp, match="lapsed"):
-        await session.commit()
+    assert await _gives_up(session.commit())
     assert session.session_id not in stage.checker.visible
 
 
@@ -168,10 +174,14 @@ async def a_layout_change_while_a_session_leans_on_old_owners(stage: Stage) -> N
     stage.cluster.network.cut([client.process.name], ["node-1"])
     session = await _begin(client, asks=1.0)
     stage.cluster.network.heal()
+    # One collection reads its roots before the layout changes, and lists what nodes have when it has settled.
+    stage.hold("ScanBlocks", lambda: stage.released)
+    collecting = stage.loop.create_task(stage.collect())
+    await asyncio.sleep(1.0)
     await stage.set_node("node-2", draining=True)
-    await stage.collect()
     await stage.until(lambda: len(stage.checker.living) == 1)
-    await stage.collect()
+    stage.released = True
+    await collecting
     await stage.collect()
     await session.commit()
     assert await client.restore(session.session_id, session.session_id)
@@ -205,7 +215,7 @@ async def a_write_that_is_under_way_when_the_layout_changes(stage: Stage) -> Non
     await asyncio.sleep(1.0)
     for node_id in ("node-2", "node-3"):
         await stage.set_node(node_id, draining=True)
-    await asyncio.sleep(40.0)
+    await asyncio.sleep(22.0)
     for host in stage.cluster.nodes.values():
         host.disk.stands_still = False
     await writing
@@ -238,8 +248,7 @@ async def a_commit_whose_transaction_comes_after_its_lease(stage: Stage) -> None
     await stage.collect()
     released.set()
     link.before = None
-    with pytest.raises(GaveUp):
-        await committing
+    assert await _gives_up(committing)
     assert session.session_id not in stage.checker.visible
 
 

@@ -108,11 +108,19 @@ class Stage:
         return held
 
 
+class Broken(Exception):
+    """Invariants that broke while a script was played."""
+
+
 Script: TypeAlias = Callable[[Stage], Awaitable[None]]
 
 
 def play(script: Script, shape: Shape | None = None, *, show: Callable[[str], None] | None = None) -> Stage:
-    """Play a script to its end; fail with whatever invariant broke on the way. Returns the stage as it was left."""
+    """Play a script to its end, or until it fails; return the stage as it was left.
+
+    Raises:
+        Broken: with every invariant that broke on the way.
+    """
     stage = Stage(shape or Shape(), show=show)
 
     async def whole() -> None:
@@ -125,8 +133,13 @@ def play(script: Script, shape: Shape | None = None, *, show: Callable[[str], No
     with quiet():
         try:
             stage.loop.run_until_complete(whole())
+        except Exception as error:
+            if stage.checker.violations:
+                raise Broken(stage.checker.violations) from error
+            raise
         finally:
             stage.loop.close()
     wrong = [*stage.checker.violations, *stage.cluster.oracle.complaints, *stage.cluster.world.faults]
-    assert not wrong, wrong
+    if wrong:
+        raise Broken(wrong)
     return stage
