@@ -34,6 +34,7 @@ class ClusterKnowledge:
         self._verifier = CapabilityVerifier("", {})
         self._peer_capability = ""
         self._peers: Mapping[str, NodeStatus] = MappingProxyType({})
+        self._registered: frozenset[str] | None = None
         if saved is not None:
             self.take(saved)
 
@@ -66,6 +67,11 @@ class ClusterKnowledge:
     def peers(self) -> Mapping[str, NodeStatus]:
         """The other nodes by name, as a coordinator said last in this process's life."""
         return self._peers
+
+    @property
+    def registered(self) -> frozenset[str] | None:
+        """The names of all nodes that the cluster has, None before the first answer in this process's life."""
+        return self._registered
 
     @property
     def peer_capability(self) -> str:
@@ -132,6 +138,8 @@ class ClusterKnowledge:
         """Take over what an answer says of the moment: the other nodes, and the token to call them with."""
         self._peer_capability = response.peer_capability
         self._peers = MappingProxyType({node.node_id: node for node in response.nodes})
+        # No coordinator that knows of peers names none: it has just heard from this node.
+        self._registered = frozenset(self._peers) if self._peers else None
 
     def _check_placement(self, response: HeartbeatResponse) -> None:
         known = self.layout

@@ -59,8 +59,21 @@ def fenced_needed(layout: Layout) -> int:
     return layout.replicas - layout.write_quorum + 1
 
 
-def enough(living: Living, partition: int, nodes: Collection[str]) -> bool:
-    """Return whether `nodes` are enough owners of a partition in each older living layout for a sync of it."""
-    return all(
-        sum(owner in nodes for owner in layout.owners_of(partition)) >= fenced_needed(layout) for layout in living.older
-    )
+def enough(living: Living, partition: int, nodes: Collection[str], registered: Collection[str] | None = None) -> bool:
+    """Return whether `nodes` are enough owners of a partition in each older living layout for a sync of it.
+
+    `registered` are the nodes that the cluster still has, None where that is not known. An operator removes a node
+    whose blocks never come back; where too many are gone, all owners that are left have to be looked at, and that is
+    enough (ADR 0127).
+    """
+    return all(_enough(layout, partition, nodes, registered) for layout in living.older)
+
+
+def _enough(layout: Layout, partition: int, nodes: Collection[str], registered: Collection[str] | None) -> bool:
+    owners, needed = layout.owners_of(partition), fenced_needed(layout)
+    if sum(owner in nodes for owner in owners) >= needed:
+        return True
+    if registered is None:
+        return False
+    left = [owner for owner in owners if owner in registered]
+    return len(left) < needed and all(owner in nodes for owner in left)

@@ -84,10 +84,12 @@ class Stage:
 
     def spoil(self, node_id: str, ref: Ref) -> None:
         """Let a copy rot and be found rotten, and put that on record."""
-        copy = self.cluster.nodes[node_id].disk.find(self.checker.living[0].partition_of(ref[1]), ref)
+        disk = self.cluster.nodes[node_id].disk
+        copy = disk.find(self.checker.living[0].partition_of(ref[1]), ref)
         assert copy is not None
         copy.data = copy.data[:-1] + bytes([copy.data[-1] ^ 1])
         copy.aside = True
+        disk.set_aside[ref] = None
         self.checker.spoil(node_id, ref)
 
     def is_data(self, ref: Ref) -> bool:

@@ -18,8 +18,9 @@ from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.server import ServiceHost
 from holdfast_core.runtime.status import error_from_rpc, reaches_peer
 from holdfast_proto.v1 import blocks_pb2 as pb
-from holdfast_proto.v1 import cluster_pb2, cluster_pb2_grpc
+from holdfast_proto.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
 from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
+from holdfast_proto.v1.peers_pb2_grpc import PeerServiceStub
 from tests.storagenode.blocks import KINDS
 
 Result = TypeVar("Result")
@@ -78,6 +79,8 @@ class HeartbeatCoordinator:
         self.cluster_id = cluster_id
         self.signer = CapabilitySigner("key-1", bytes(32), cluster_id)
         self.beats: list[cluster_pb2.HeartbeatRequest] = []
+        self.collection_epoch = 0
+        self.nodes: dict[str, common_pb2.NodeStatus] = {}
         self._host: ServiceHost | None = None
 
     async def Heartbeat(
@@ -85,10 +88,15 @@ class HeartbeatCoordinator:
     ) -> cluster_pb2.HeartbeatResponse:
         """Answer one heartbeat."""
         self.beats.append(request)
+        name = request.status.node_id
+        self.nodes[name] = request.status
         response = cluster_pb2.HeartbeatResponse(lease_id=41, interval_ms=50, cluster_id=self.cluster_id)
         response.verifying_keys.add(key_id=self.signer.key_id, public_key=self.signer.public_key)
         if self.layout is not None:
             response.layout.CopyFrom(self.layout.to_message())
+        response.collection_epoch = self.collection_epoch
+        response.peer_capability = mint(self.signer, verbs=["peer"], node=name)
+        response.nodes.extend(self.nodes.values())
         return response
 
     def __getattr__(self, name: str) -> Callable[..., None]:
@@ -116,6 +124,7 @@ class NodeClient:
     def __init__(self, address: str, capability: str) -> None:
         self.channel = open_channel(address)
         self.stub: Any = BlockServiceStub(self.channel)
+        self.peer_stub: Any = PeerServiceStub(self.channel)
         self.metadata = ((CAPABILITY_METADATA_KEY, capability),) if capability else ()
 
     async def put(self, batches: Sequence[pb.PutBlocksRequest]) -> list[pb.PutBlocksResponse]:
@@ -138,14 +147,17 @@ class NodeClient:
 
     async def stream(self, method: str, request: Any) -> list[Any]:
         """Call a method that answers with a stream; return all of it."""
-        return await self.collect(getattr(self.stub, method)(request, metadata=self.metadata))
+        return await self.collect(self._method(method)(request, metadata=self.metadata))
 
     async def call(self, method: str, request: Any) -> Any:
         """Call a unary method."""
         try:
-            return await getattr(self.stub, method)(request, metadata=self.metadata)
+            return await self._method(method)(request, metadata=self.metadata)
         except grpc.aio.AioRpcError as failure:
             raise error_from_rpc(failure, peer="node") from failure
+
+    def _method(self, name: str) -> Any:
+        return getattr(self.stub, name, None) or getattr(self.peer_stub, name)
 
     async def close(self) -> None:
         """Close the channel."""
@@ -177,6 +189,7 @@ def mint(
     ttl_s: float = 3600.0,
     now_unix_ms: int | None = None,
     read_kinds: frozenset[int] | None = None,
+    node: str = "",
     collection_epoch: int = 0,
 ) -> str:
     """Return a capability; by default for everything of tenant 1."""
@@ -189,6 +202,7 @@ def mint(
         now_unix_ms=now,
         read_kinds=read_kinds,
         collection_epoch=collection_epoch,
+        node=node,
     )
 
 

@@ -132,6 +132,7 @@ class SyncProgress:
         self._interval_s = interval_s
         self._living: Living | None = None
         self._up: frozenset[str] = frozenset()
+        self._registered: frozenset[str] | None = None
         self._owned: tuple[int, ...] = ()
         self._pending: dict[int, Stage] = {}
         self._covered: dict[int, frozenset[str]] = {}
@@ -159,7 +160,7 @@ class SyncProgress:
         if living is None or not living.older:
             return 0
         return sum(
-            partition not in self._synced and not enough(living, partition, answered)
+            partition not in self._synced and not enough(living, partition, answered, self._registered)
             for partition, answered in self._answered.items()
         )
 
@@ -173,13 +174,16 @@ class SyncProgress:
         """Whether no partition waits for a look."""
         return not self._pending
 
-    def observe(self, living: Living, up: frozenset[str], now_s: float) -> bool:
+    def observe(
+        self, living: Living, up: frozenset[str], now_s: float, *, registered: frozenset[str] | None = None
+    ) -> bool:
         """Take note of what is known now, and begin what that calls for; returns whether layouts changed.
 
         A round over all partitions begins with the first call, after a change of layouts, and when it is due; after a
         node came up, one over those that are shared with it.
         """
         before, self._living = self._living, living
+        self._registered = registered
         up_before, self._up = self._up, up
         came_up = up - up_before
         changed = living is not before
@@ -242,7 +246,8 @@ class SyncProgress:
             return
         for partition in partitions:
             # Without the floor the copies here may count as older than a session that leans on them.
-            if partition in self._floored and enough(living, partition, self._covered.get(partition, frozenset())):
+            covered = self._covered.get(partition, frozenset())
+            if partition in self._floored and enough(living, partition, covered, self._registered):
                 self._synced.add(partition)
 
     def _begin(self, partitions: Collection[int]) -> None:

@@ -90,7 +90,7 @@ class SyncWorker:
         if living is None or not core.opened:
             return IDLE_S
         up = frozenset(name for name, node in core.cluster.peers.items() if node.up and name != core.node_id)
-        if self._progress.observe(living, up, self._clock.monotonic_s()):
+        if self._progress.observe(living, up, self._clock.monotonic_s(), registered=self._registered()):
             self._begin(living)
             await self._dropper.observe(living)
         batch = self._progress.next_batch(partitions_max=PARTITIONS_PER_STEP)
@@ -116,6 +116,10 @@ class SyncWorker:
             "partitions_at_risk": healing.partitions_at_risk,
             "foreign_blocks": healing.foreign_blocks,
         }
+
+    def _registered(self) -> frozenset[str] | None:
+        registered = self._core.cluster.registered
+        return None if registered is None else registered | {self._core.node_id}
 
     def _begin(self, living: Living) -> None:
         self._began_s = self._clock.monotonic_s()
@@ -212,7 +216,7 @@ class SyncWorker:
         ready = [
             partition
             for partition in self._progress.without_floor(batch.partitions)
-            if enough(living, partition, self._fenced(living, told[partition]))
+            if enough(living, partition, self._fenced(living, told[partition]), self._registered())
         ]
         if ready:
             try:

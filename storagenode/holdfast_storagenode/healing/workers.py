@@ -85,7 +85,7 @@ class Healing:
     ) -> None:
         """Put it together; nothing runs yet."""
         fresh = _passing(fresh_epoch)
-        puller = Puller(core, peers, fresh, log)
+        puller = Puller(core, peers, fresh_epoch=fresh, clock=clock, log=log)
         dropper = Dropper(core, peers, fresh_epoch=fresh, clock=clock, log=log)
         gentleness = options.gentleness
         self.peer_side = PeerSide(core, fresh)
