@@ -71,7 +71,7 @@ class Disk:
         cutoff_seen: the highest cut-off of a delete.
         epoch: the newest collection epoch that was made durable.
         slow_s: what making a batch durable takes at most.
-        failing: whether it refuses every write.
+        stands_still: whether no batch becomes durable at the moment.
     """
 
     copies: dict[int, dict[Key, Copy]] = field(default_factory=dict)
@@ -84,10 +84,13 @@ class Disk:
     capacity_bytes: int = CAPACITY_BYTES
     used_bytes: int = 0
     slow_s: float = 0.003
+    stands_still: bool = False
     under_way: list[_Batch] = field(default_factory=list)
     name: str = ""
     scrub: ScrubPlace = field(default_factory=ScrubPlace)
     watcher: DiskWatcher | None = None
+    block_count: int = 0
+    set_aside: dict[Key, None] = field(default_factory=dict)
     stamps_lost: dict[tuple[int, Key], int] = field(default_factory=dict)
 
     def find(self, partition: int, key: Key) -> Copy | None:
@@ -119,6 +122,7 @@ class Disk:
                 for copy in held.values():
                     copy.stamp = 0
                     copy.aside = False
+            self.set_aside.clear()
 
     def wipe(self) -> None:
         """Lose everything, as a disk that is replaced."""
@@ -127,7 +131,8 @@ class Disk:
         self.floors.clear()
         self.under_way.clear()
         self.stamps_lost.clear()
-        self.floor = self.cutoff_seen = self.epoch = self.used_bytes = 0
+        self.set_aside.clear()
+        self.floor = self.cutoff_seen = self.epoch = self.used_bytes = self.block_count = 0
         self.rebuilt = True
 
 
@@ -138,9 +143,11 @@ def keep(disk: Disk, partition: int, key: Key, data: bytes) -> bool:
     if copy is None:
         held[key] = Copy(data, 0)
         disk.used_bytes += len(data)
+        disk.block_count += 1
         return True
     if copy.aside:
         copy.data, copy.aside = data, False
+        disk.set_aside.pop(key, None)
         return True
     return False
 
@@ -224,6 +231,8 @@ class SimStore:
             else:
                 del self.disk.copies[place][(tenant, block_id)]
                 self.disk.used_bytes -= len(copy.data)
+                self.disk.block_count -= 1
+                self.disk.set_aside.pop((tenant, block_id), None)
                 self.disk.stamps_lost.pop((place, (tenant, block_id)), None)
                 if self.disk.watcher is not None:
                     self.disk.watcher.deleted(self.disk.name, (tenant, block_id), cutoff)
@@ -269,8 +278,7 @@ class SimStore:
 
     def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
         """See `BlockStore.quarantined`."""
-        aside = sorted(key for held in self.disk.copies.values() for key, copy in held.items() if copy.aside)
-        return aside[:limit]
+        return sorted(self.disk.set_aside)[:limit]
 
     @property
     def epoch(self) -> int:
@@ -300,8 +308,8 @@ class SimStore:
             capacity_bytes=disk.capacity_bytes,
             used_bytes=disk.used_bytes,
             free_bytes=free,
-            block_count=sum(map(len, disk.copies.values())),
-            quarantined_count=sum(copy.aside for held in disk.copies.values() for copy in held.values()),
+            block_count=disk.block_count,
+            quarantined_count=len(disk.set_aside),
             full=free < disk.capacity_bytes // 64,
             failed=False,
         )
@@ -325,7 +333,9 @@ class SimStore:
         self.disk.stamps_lost.clear()
 
     def _durable(self, batch: _Batch, done: Future[list[Verdict]]) -> None:
-        if self._process.alive:
+        if self.disk.stands_still:
+            self._process.world.loop.call_later(0.1, self._durable, batch, done)
+        elif self._process.alive:
             self.disk.under_way = [other for other in self.disk.under_way if other is not batch]
             done.set_result(self._write(batch))
 
@@ -379,4 +389,5 @@ class SimStore:
             return verify(block_id, copy.data)
         except HoldfastError:
             copy.aside = True
+            self.disk.set_aside[tenant, block_id] = None
             return Verdict.CORRUPT
