@@ -25,6 +25,7 @@ from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, ClusterRecord, VolumeRecord
 from holdfast_storagenode.embedded import EmbeddedStorageNode
+from holdfast_storagenode.healing.workers import HealingOptions
 from tests.coordinator.rig import ADMIN_TOKEN, BLOCK_BYTES, Client, coordinator, eventually, master_keys, ring_of
 
 
@@ -176,13 +177,21 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(store: MetadataStore, *, nodes: int = 3) -> AsyncIterator[Cluster]:
-    """Run a coordinator with storage nodes `node-1`…, and a VM `vm-1`."""
+    """Run a coordinator with storage nodes `node-1`…, and a VM `vm-1`.
+
+    The nodes repair nothing: these tests say on which nodes a block is.
+    """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(coordinator(store, nodes=nodes, node_lease_ttl_s=2.0))
         running: dict[str, EmbeddedStorageNode] = {}
         for number in range(1, nodes + 1):
             node = EmbeddedStorageNode(
-                f"node-{number}", [client.address], zone=f"z{number}", heartbeat_s=0.2, token=ADMIN_TOKEN
+                f"node-{number}",
+                [client.address],
+                zone=f"z{number}",
+                heartbeat_s=0.2,
+                token=ADMIN_TOKEN,
+                healing=HealingOptions(enabled=False),
             )
             await node.start()
             stack.push_async_callback(node.stop, 0.2)
