@@ -68,7 +68,6 @@ class Disk:
         floors: stamp floors by partition.
         floor: of the whole store, from index rebuilds.
         rebuilt: whether the stamps are unknown since an index rebuild, or because the disk is new.
-        cutoff_seen: the highest cut-off of a delete.
         epoch: the newest collection epoch that was made durable.
         slow_s: what making a batch durable takes at most.
         stands_still: whether no batch becomes durable at the moment.
@@ -79,7 +78,6 @@ class Disk:
     floors: dict[int, int] = field(default_factory=dict)
     floor: int = 0
     rebuilt: bool = True
-    cutoff_seen: int = 0
     epoch: int = 0
     capacity_bytes: int = CAPACITY_BYTES
     used_bytes: int = 0
@@ -132,7 +130,7 @@ class Disk:
         self.under_way.clear()
         self.stamps_lost.clear()
         self.set_aside.clear()
-        self.floor = self.cutoff_seen = self.epoch = self.used_bytes = self.block_count = 0
+        self.floor = self.epoch = self.used_bytes = self.block_count = 0
         self.rebuilt = True
 
 
@@ -164,6 +162,7 @@ class SimStore:
     def __init__(self, disk: Disk, process: Process, partition_of: PartitionOf, dice: random.Random) -> None:
         """Open the disk."""
         self.disk = disk
+        self._cutoffs: dict[int, int] = {}
         self._process = process
         self._partition_of = partition_of
         self._dice = dice
@@ -219,7 +218,7 @@ class SimStore:
         """See `BlockStore.delete`."""
         self._process.check_alive()
         if cutoff is not None:
-            self._see(cutoff)
+            self._see(tenant, cutoff)
         verdicts: list[Verdict] = []
         for block_id in ids:
             place = self._partition_of(block_id)
@@ -360,15 +359,14 @@ class SimStore:
         if size > self.disk.capacity_bytes - self.disk.used_bytes:
             raise HoldfastError(ErrorCode.DISK_FULL, f"the node has no space for {size} bytes of blocks")
 
-    def _see(self, cutoff: int) -> None:
+    def _see(self, tenant: int, cutoff: int) -> None:
         if self.disk.rebuilt:
             raise HoldfastError(ErrorCode.NOT_READY, "the index was rebuilt, and no coordinator was heard of since")
-        if cutoff < self.disk.cutoff_seen:
+        seen = self._cutoffs[tenant] = max(cutoff, self._cutoffs.get(tenant, 0))
+        if cutoff < seen:
             raise HoldfastError(
-                ErrorCode.CONFLICT,
-                f"a collection with the cut-off {self.disk.cutoff_seen} was here already; this one has {cutoff}",
+                ErrorCode.CONFLICT, f"a collection with the cut-off {seen} was here already; this one has {cutoff}"
             )
-        self.disk.cutoff_seen = cutoff
 
     def _look(self, tenant: int, block_id: bytes, *, verify: bool) -> Verdict:
         if verify:
