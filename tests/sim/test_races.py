@@ -30,7 +30,8 @@ SCRIPTS: Final = (
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_race(script: Script) -> None:
-    play(script, Shape(nodes=5 if script in WIDE else 4))
+    stage = play(script, Shape(nodes=5 if script in WIDE else 4))
+    assert not stage.checker.violations
 
 
 WIDE: Final = (scripts.a_drain_and_a_kill_at_once, scripts.a_write_that_is_under_way_when_the_layout_changes)
