@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from holdfast.background import LoopThread
-from holdfast.findings import RestoreReport
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import Transfer
 from holdfast.sampling import check_sample
@@ -31,6 +30,7 @@ from holdfast_core.runtime.options import TlsFiles, parse_addresses
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.findings import RestoreReport
     from holdfast.images.point_image import PointImage
     from holdfast.reading import Reading
     from holdfast.serving import PointServer

@@ -40,11 +40,14 @@ class HealingOptions:
         gentleness: after a piece of work, as many times as long as it took is waited (`Pace`).
         interval_s: seconds between two rounds of comparisons with the peers.
         scrub_period_s: seconds in which every block is read and hashed once.
+        enabled: whether anything of it runs. Without it no layout ever settles: for tests of what happens before
+            anything heals.
     """
 
     gentleness: float = GENTLENESS_DEFAULT
     interval_s: float = ANTI_ENTROPY_INTERVAL_S
     scrub_period_s: float = SCRUB_PERIOD_S
+    enabled: bool = True
 
 
 HEALING_DEFAULT: Final = HealingOptions()
@@ -90,7 +93,7 @@ class Healing:
     ) -> None:
         """Put it together; nothing runs yet."""
         fresh = _passing(fresh_epoch)
-        puller = Puller(core, peers, fresh, log)
+        puller = Puller(core, peers, fresh_epoch=fresh, clock=clock, log=log)
         dropper = Dropper(core, peers, fresh_epoch=fresh, clock=clock, log=log)
         gentleness = options.gentleness
         self.peer_side = PeerSide(core, fresh)
@@ -109,7 +112,8 @@ class Healing:
         scrub = ScrubWorker(
             core, home, clock=clock, log=log, period_s=options.scrub_period_s, gentleness=max(gentleness, 1.0)
         )
-        self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in (sync, self.repair, scrub))
+        chosen = (sync, self.repair, scrub) if options.enabled else ()
+        self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in chosen)
 
 
 class _WhileDiskWorks:
