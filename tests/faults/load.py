@@ -159,7 +159,7 @@ class Load:
             change_image(self._disk, edits=self._source.randrange(1, 8), seed=self._source.randrange(1 << 30))
             newest = next(reversed(book.points))
             book.points[manager.incremental_backup(self.vm_id, newest, takeover=True)] = digest(self._disk)
-        elif chance < 0.9 or not self._forgets:
+        elif chance < 0.75 or not self._forgets:
             data = self._source.randbytes(self._source.randrange(1, _OBJECT_BYTES_MAX))
             stored = manager.persist_application_data(self.task_id, data)
             book.objects[stored] = hashlib.sha256(data).hexdigest()
