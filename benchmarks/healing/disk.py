@@ -13,9 +13,9 @@ _PIECE_BYTES: Final = 1024 * 1024
 
 
 def durable_copy_s(folder: Path, size_bytes: int) -> float:
-    """Seconds to copy a file of `size_bytes`, which is in the page cache, into another one below `folder`.
+    """Seconds to copy a file of `size_bytes`, which is in the page cache, to another one below `folder`.
 
-    By `read` and `write` in pieces of 1 MiB, one after another, one `fdatasync` at the end: the copy is on the disk then.
+    By `read` and `write` in pieces of 1 MiB, one after another, and one `fdatasync` at the end: then it is on the disk.
     """
     source, target = folder / "copy-source", folder / "copy-target"
     try:

@@ -41,20 +41,20 @@ class Sizes:
     turns: int
 
 
-def measure(folder: Path, sizes: Sizes, say: Callable[[str], None], *, node_options: Sequence[str] = ()) -> dict[str, Any]:
+def measure(
+    folder: Path, sizes: Sizes, say: Callable[[str], None], *, node_options: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure in processes below `folder`; returns the figures."""
-    options = ("--out-after", str(OUT_AFTER_S))
-    processes = Processes(folder, nodes=NODES, coordinator_options=options, node_options=node_options)
+    processes = Processes(folder, nodes=NODES, node_options=node_options)
     try:
         processes.start_coordinator()
         processes.start_nodes()
         with StateManager(processes.address, token_file=processes.token_file) as manager:
-            wait(lambda: manager.cluster_status().writable, "the cluster takes writes")
-        processes.stop()
+            wait(lambda: whole(manager), "the first layout is known to all")
+        processes.stop(*processes.node_ids)
         nodes = [(node_id, processes.node_folder(node_id)) for node_id in processes.node_ids]
         blocks = fill(nodes, node_bytes=sizes.node_bytes, replicas=REPLICAS)
         say(f"filled with {blocks} blocks, {REPLICAS} copies of each")
-        processes.start_coordinator()
         processes.start_nodes()
         with StateManager(processes.address, token_file=processes.token_file) as manager:
             wait(lambda: whole(manager), "all nodes are back")
@@ -64,9 +64,7 @@ def measure(folder: Path, sizes: Sizes, say: Callable[[str], None], *, node_opti
 
 
 class _Course:
-    def __init__(
-        self, processes: Processes, manager: StateManager, sizes: Sizes, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, processes: Processes, manager: StateManager, sizes: Sizes, say: Callable[[str], None]) -> None:
         self._processes = processes
         self._manager = manager
         self._sizes = sizes
@@ -79,6 +77,7 @@ class _Course:
         undisturbed = self._turns()
         scrubbed = client.speeds(self._during_a_scrub())
         self._say_speeds("during a scrub", scrubbed)
+        self._hasten()
         copies_s = [durable_copy_s(self._processes.folder, sizes.node_bytes)]
         repair = self._loss_of(_LOST)
         copies_s.append(durable_copy_s(self._processes.folder, sizes.node_bytes))
@@ -107,7 +106,10 @@ class _Course:
                 "scrub": asdict(scrubbed),
                 "repair": asdict(beside_speeds),
             },
-            "turns": {"undisturbed": [asdict(turn) for turn in undisturbed], "repair": [asdict(turn) for turn in beside]},
+            "turns": {
+                "undisturbed": [asdict(turn) for turn in undisturbed],
+                "repair": [asdict(turn) for turn in beside],
+            },
         }
 
     def _turns(self) -> list[Turn]:
@@ -120,6 +122,14 @@ class _Course:
         turns = self._turns()
         self._restart()
         return turns
+
+    def _hasten(self) -> None:
+        """Let nodes be given up soon from now on; before, none was to be because it was slow to start."""
+        self._processes.stop("coordinator")
+        self._processes.coordinator_options = ("--out-after", str(OUT_AFTER_S))
+        self._processes.start_coordinator()
+        wait(lambda: all(node.up for node in self._manager.cluster_status().nodes), "all nodes are back")
+        wait(lambda: whole(self._manager), "all nodes are back")
 
     def _restart(self, *options: str) -> None:
         for node_id in self._processes.node_ids:
@@ -138,7 +148,9 @@ class _Course:
     def _growth(self) -> float:
         self._processes.start_node(_NEW)
         before = epoch(self._manager)
-        wait(lambda: any(node.node_id == _NEW for node in self._manager.cluster_status().nodes), "the new node is known")
+        wait(
+            lambda: any(node.node_id == _NEW for node in self._manager.cluster_status().nodes), "the new node is known"
+        )
         start_s = time.monotonic()
         self._manager.apply_layout(remove=(_LOST,), previous_epoch=before)
 
@@ -159,9 +171,7 @@ class _Course:
             lost_at_s = time.monotonic()
             self._processes.lose(_NEW)
             with StateManager(self._processes.address, token_file=self._processes.token_file) as manager:
-                healed.append(
-                    wait_healed(manager, self._processes, lost_at_s=lost_at_s, epoch_before=before)
-                )
+                healed.append(wait_healed(manager, self._processes, lost_at_s=lost_at_s, epoch_before=before))
 
         watching = threading.Thread(target=watch)
         watching.start()

@@ -51,7 +51,9 @@ def whole(manager: StateManager, *, epoch_min: int = 1) -> bool:
     if len(layouts) != 1 or layouts[0].epoch < epoch_min:
         return False
     nodes = {node.node_id: node for node in manager.cluster_status().nodes}
-    return all(nodes[name].healing.synced_epoch == layouts[0].epoch for name, slots in layouts[0].slots.items() if slots)
+    return all(
+        nodes[name].healing.synced_epoch == layouts[0].epoch for name, slots in layouts[0].slots.items() if slots
+    )
 
 
 def epoch(manager: StateManager) -> int:
