@@ -213,7 +213,7 @@ class Liar:
         """List what was asked for, or what was not."""
         self.asked += self.how in ("foreign ids", "no order", "odd listing", "large")
         of = [block for block in SHARED if LAYOUT.partition_of(block.id) in request.partitions]
-        ids = sorted(block.id for block in of)
+        ids = sorted((block.id for block in of), key=lambda block_id: (LAYOUT.partition_of(block_id), block_id))
         if self.how == "foreign ids":
             ids = sorted(block.id for block in OTHERS)
         if self.how == "no order":
