@@ -28,7 +28,7 @@ from holdfast_storagenode.store import Holding
 IDLE_S: Final = 0.25
 """Seconds until the worker looks again whether anything has changed."""
 
-PARTITIONS_PER_STEP: Final = 64
+PARTITIONS_PER_STEP: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
