@@ -54,17 +54,22 @@ class HealingOptions:
 HEALING_DEFAULT: Final = HealingOptions()
 
 
-def healing_options(*, scrub_days: float, gentleness: float) -> HealingOptions:
+def healing_options(
+    *, scrub_days: float, gentleness: float, compare_every_s: float = ANTI_ENTROPY_INTERVAL_S
+) -> HealingOptions:
     """Return the options as an operator gives them.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT for a period that is not above 0, or a gentleness below it.
+        HoldfastError: INVALID_ARGUMENT for a period that is not above 0, rounds less than a second apart, or a
+            gentleness below 0.
     """
     if not (0 < scrub_days < math.inf and 0 <= gentleness < math.inf):
         raise HoldfastError(
             ErrorCode.INVALID_ARGUMENT, "the days of a scrub are more than 0, and gentleness is 0 or more"
         )
-    return HealingOptions(gentleness=gentleness, scrub_period_s=scrub_days * DAY_S)
+    if not 1 <= compare_every_s < math.inf:
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "rounds of comparisons are at least a second apart")
+    return HealingOptions(gentleness=gentleness, interval_s=compare_every_s, scrub_period_s=scrub_days * DAY_S)
 
 
 class Healing:

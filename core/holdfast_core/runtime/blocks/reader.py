@@ -36,6 +36,11 @@ REQUESTS_IN_FLIGHT: Final = 6
 REFRESHES_MAX: Final = 4
 PATIENCE_S: Final = 2.0
 
+REFUSED_FACT: Final = "refused"
+"""Fact of an error DENIED that says what was refused, where that was not the capability as a whole."""
+REFUSED_KIND: Final = "kind"
+"""The block is of a kind that the capability does not cover."""
+
 Consumer = Callable[[Sequence[bytes], Sequence[memoryview]], Sequence[bytes]]
 """Takes ids and bodies in a worker thread; verifies, uses them, and returns the ids whose bytes it refuses."""
 
@@ -314,7 +319,11 @@ class BlockReader:
             trial = trials.setdefault(block_id, _Trial())
             trial.tried.add(node_id)
             if verdict == VERDICT_DENIED:
-                trial.denied = HoldfastError(ErrorCode.DENIED, "the capability does not cover blocks of this kind")
+                trial.denied = HoldfastError(
+                    ErrorCode.DENIED,
+                    "the capability does not cover blocks of this kind",
+                    facts={REFUSED_FACT: REFUSED_KIND},
+                )
             trial.corrupt = trial.corrupt or verdict == VERDICT_CORRUPT
             left.append(block_id)
         if got_ids:
