@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,9 +19,21 @@ _COMMAND: Final = (sys.executable, "-m", "holdfast.cli.main")
 
 @dataclass
 class Processes:
-    """The processes of one cluster, by name."""
+    """The processes of one cluster, by name.
+
+    Attributes:
+        folder: where they keep everything.
+        nodes: how many nodes the first layout waits for.
+        coordinator_options: what the coordinator is told besides.
+        node_options: what every node is told besides.
+        running: the processes that run.
+        address: HOST:PORT of the coordinator.
+    """
 
     folder: Path
+    nodes: int = NODES
+    coordinator_options: Sequence[str] = ()
+    node_options: Sequence[str] = ()
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     address: str = ""
 
@@ -35,12 +49,16 @@ class Processes:
     @property
     def node_ids(self) -> tuple[str, ...]:
         """Names of the nodes."""
-        return tuple(f"node-{number}" for number in range(1, NODES + 1))
+        return tuple(f"node-{number}" for number in range(1, self.nodes + 1))
 
     def start_coordinator(self) -> None:
-        """Make the tokens and start the coordinator, which begins no collection by itself."""
+        """Make the tokens and start the coordinator, which begins no collection by itself.
+
+        Started again, it serves on the same address, and has the same tokens.
+        """
         for name in ("admin", "node"):
-            write_token(self.folder / f"{name}.token", new_token(os.urandom))
+            if not self.address:
+                write_token(self.folder / f"{name}.token", new_token(os.urandom))
         data = self.folder / "coordinator"
         self.address = self._start(
             "coordinator",
@@ -49,24 +67,35 @@ class Processes:
                 "--data",
                 str(data),
                 "--nodes",
-                str(NODES),
+                str(self.nodes),
                 "--create-master-key",
                 "--bind",
-                "127.0.0.1:0",
+                self.address or "127.0.0.1:0",
             ),
             *("--admin-token-file", str(self.token_file), "--node-token-file", str(self.folder / "node.token")),
-            *("--collect-every", "0", "--log-level", "warning"),
+            *("--collect-every", "0", "--log-level", "warning", *self.coordinator_options),
         )
 
     def start_nodes(self) -> None:
         """Start all nodes."""
         for node_id in self.node_ids:
-            self._start(
-                node_id,
-                *("storagenode", "--data", str(self.node_folder(node_id)), "--coordinator", self.address),
-                *("--node-id", node_id, "--zone", node_id, "--bind", "127.0.0.1:0"),
-                *("--token-file", str(self.folder / "node.token"), "--log-level", "warning"),
-            )
+            self.start_node(node_id)
+
+    def start_node(self, node_id: str, *options: str) -> None:
+        """Start a node with options of its own."""
+        self._start(
+            node_id,
+            *("storagenode", "--data", str(self.node_folder(node_id)), "--coordinator", self.address),
+            *("--node-id", node_id, "--zone", node_id, "--bind", "127.0.0.1:0"),
+            *("--token-file", str(self.folder / "node.token"), "--log-level", "warning", *self.node_options, *options),
+        )
+
+    def lose(self, node_id: str) -> None:
+        """Kill a node, and remove its directory."""
+        process = self.running.pop(node_id)
+        process.kill()
+        process.wait(timeout=20)
+        shutil.rmtree(self.node_folder(node_id))
 
     def stop(self, *names: str) -> None:
         """Stop the processes named, or all."""

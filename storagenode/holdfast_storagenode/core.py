@@ -45,6 +45,7 @@ class NodeCore:
         executor: where work that blocks is done.
         deleted: which blocks a collection removed here since the start.
         healing: how its copies stand.
+        client_calls: how many batches clients have put, read and asked about since it started.
     """
 
     def __init__(self, home: NodeHome, executor: Executor, observer: StoreObserver | None = None) -> None:
@@ -54,6 +55,7 @@ class NodeCore:
         self.executor = executor
         self.deleted = DeletedMemory()
         self.healing = HealingStatus()
+        self.client_calls = 0
         self._home = home
         self._observer = observer if observer is not None else StoreObserver()
         self._store: BlockStore | None = None
@@ -163,6 +165,7 @@ class NodeCore:
                 block that is wrong or of another kind; as `BlockStore.put`.
         """
         store = self.store
+        self.client_calls += 1
         self._fence.enter(batch.layout_epoch, newest=self.cluster.layout_epoch)
         # Owned: kept in `_writing` until it has settled, which `settled` waits for.
         writing = asyncio.ensure_future(
@@ -180,6 +183,7 @@ class NodeCore:
         Raises:
             HoldfastError: NOT_READY.
         """
+        self.client_calls += 1
         found, shaped = await self.executor.run(_read, self.store, capability, ids, shape)
         self._note_losses(capability.tenant, ids, found)
         return len(found), shaped
@@ -195,6 +199,7 @@ class NodeCore:
         store = self.store
         if layout_epoch:
             check_epoch(layout_epoch, newest=self.cluster.layout_epoch)
+        self.client_calls += 1
         verdicts = await self.executor.run(_has, store, capability, ids, verify)
         self.note_corrupt(capability.tenant, ids, verdicts)
         return verdicts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from holdfast_core.model.limits import BATCH_BLOCKS_MAX
 from holdfast_proto.v1 import peers_pb2 as pb
 from holdfast_storagenode.access import PEER_VERB, AccessControl
 from holdfast_storagenode.batch import make_batch
-from holdfast_storagenode.healing.serving import PAGE_BLOCKS, PeerSide
+from holdfast_storagenode.healing.serving import PeerSide
 from holdfast_storagenode.metrics import NodeMetrics
 from holdfast_storagenode.service import Context, ids_of, send_message, send_while_reading, shape_get
 from holdfast_storagenode.wire import HandMessage
@@ -36,13 +37,12 @@ class PeerService:
         return response
 
     async def ListPartition(self, request: pb.ListPartitionRequest, context: Context) -> None:
-        """List a tenant's blocks in a partition, page by page."""
+        """List a tenant's blocks in some partitions, page by page."""
         capability = self._access.enter(context, PEER_VERB)
+        left: Sequence[int] = tuple(request.partitions)
         after = b""
-        while True:
-            page = await self._side.page(
-                capability.node, partition=request.partition, tenant=request.tenant, after=after
-            )
+        while left:
+            page, left = await self._side.page(capability.node, partitions=left, tenant=request.tenant, after=after)
             if page:
                 after = page[-1].block_id
                 await send_message(
@@ -54,9 +54,8 @@ class PeerService:
                         kinds=bytes(entry.kind for entry in page),
                     ),
                 )
-            if len(page) < PAGE_BLOCKS:
-                return
-            self._access.recheck(capability)
+            if left:
+                self._access.recheck(capability)
 
     async def FetchBlocks(self, request: pb.FetchBlocksRequest, context: Context) -> None:
         """Send blocks in the order asked, reading the next batch while one is being sent."""

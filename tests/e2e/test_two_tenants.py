@@ -114,7 +114,9 @@ async def world() -> AsyncIterator[World]:
 
 async def set_policy(admin: Client, bindings: list[dict[str, str]]) -> None:
     """Give each principal its own tenant, whole."""
-    document = json.dumps({"format": 1, "roles": {"owner": sorted(TENANT_PERMISSIONS - ADMIN_PERMISSIONS)}, "bindings": bindings})
+    document = json.dumps(
+        {"format": 1, "roles": {"owner": sorted(TENANT_PERMISSIONS - ADMIN_PERMISSIONS)}, "bindings": bindings}
+    )
     await admin.access("SetPolicy", access_pb2.SetPolicyRequest(document=document))
 
 

@@ -248,3 +248,13 @@ def test_the_explanation_says_what_matters() -> None:
     assert "node node-005 leaves and gives up 2048 slots" in changed
     tiny = plan(None, [*make_nodes(3, zones=3), LayoutNode("tiny", "zone-3", 1)]).explanation
     assert "less than one slot" in "\n".join(tiny)
+
+
+def test_many_nodes_are_placed_as_exactly_as_few() -> None:
+    nodes = make_nodes(2000, zones=20)
+    first = plan_layout(None, nodes, 3, seed=1, partitions=8192)
+    check_rules(first, nodes, 3)
+    counts = slots_of(first.layout)
+    assert max(counts.values()) - min(counts[node.node_id] for node in nodes) <= 2
+    gone = plan_layout(first.layout, nodes[1:], 3, seed=1, partitions=8192)
+    assert gone.slots_moved == counts[nodes[0].node_id]

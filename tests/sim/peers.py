@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from holdfast_storagenode.batch import Batch
 from holdfast_storagenode.healing.peers import Comparison, Fetched
-from holdfast_storagenode.healing.serving import PAGE_BLOCKS, PeerSide
+from holdfast_storagenode.healing.serving import PeerSide
 from holdfast_storagenode.store import BlockEntry, Found, Verdict
 from tests.sim.network import Network
 from tests.sim.world import Process
@@ -28,15 +28,18 @@ class SimPeers:
         answer: Comparison = await self._call(node_id, "compare", (tuple(partitions), layout_epoch))
         return answer
 
-    async def listing(self, node_id: str, *, partition: int, tenant: int) -> AsyncGenerator[list[BlockEntry], None]:
+    async def listing(
+        self, node_id: str, *, partitions: Sequence[int], tenant: int
+    ) -> AsyncGenerator[list[BlockEntry], None]:
         """See `Peers.listing`."""
+        left: Sequence[int] = tuple(partitions)
         after = b""
-        while True:
-            page: list[BlockEntry] = await self._call(node_id, "page", (partition, tenant, after))
-            yield page
-            if len(page) < PAGE_BLOCKS:
-                return
-            after = page[-1].block_id
+        while left:
+            page: list[BlockEntry]
+            page, left = await self._call(node_id, "page", (left, tenant, after))
+            if page:
+                after = page[-1].block_id
+                yield page
 
     async def fetch(self, node_id: str, *, tenant: int, ids: Sequence[bytes], bytes_max: int) -> list[Fetched]:
         """See `Peers.fetch`."""
@@ -72,9 +75,9 @@ def serve_peers(process: Process, side: PeerSide) -> None:
         partitions, layout_epoch = request
         return await side.compare(source, partitions, layout_epoch=layout_epoch)
 
-    async def page(request: Any, source: str) -> list[BlockEntry]:
-        partition, tenant, after = request
-        return await side.page(source, partition=partition, tenant=tenant, after=after)
+    async def page(request: Any, source: str) -> tuple[list[BlockEntry], Sequence[int]]:
+        partitions, tenant, after = request
+        return await side.page(source, partitions=partitions, tenant=tenant, after=after)
 
     async def fetch(request: Any, source: str) -> list[Fetched]:
         tenant, ids = request

@@ -24,7 +24,6 @@ from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.batch import Batch, batch_of
 from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.healing.peers import Comparison, Fetched, FreshEpoch
-from holdfast_storagenode.healing.serving import PAGE_BLOCKS
 from holdfast_storagenode.healing.workers import Healing, HealingOptions
 from holdfast_storagenode.home import MemoryHome
 from holdfast_storagenode.memory import MemoryStore
@@ -222,17 +221,18 @@ class DirectPeers:
         side = self._reach(node_id, "compare").healing.peer_side
         return await side.compare(self._caller, partitions, layout_epoch=layout_epoch)
 
-    async def listing(self, node_id: str, *, partition: int, tenant: int) -> AsyncGenerator[list[BlockEntry], None]:
+    async def listing(
+        self, node_id: str, *, partitions: Sequence[int], tenant: int
+    ) -> AsyncGenerator[list[BlockEntry], None]:
         """See `Peers`."""
         side = self._reach(node_id, "list").healing.peer_side
+        left: Sequence[int] = tuple(partitions)
         after = b""
-        while True:
-            page = await side.page(self._caller, partition=partition, tenant=tenant, after=after)
+        while left:
+            page, left = await side.page(self._caller, partitions=left, tenant=tenant, after=after)
             if page:
+                after = page[-1].block_id
                 yield page
-            if len(page) < PAGE_BLOCKS:
-                return
-            after = page[-1].block_id
 
     async def fetch(self, node_id: str, *, tenant: int, ids: Sequence[bytes], bytes_max: int) -> list[Fetched]:
         """See `Peers`."""

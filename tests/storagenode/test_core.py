@@ -214,7 +214,7 @@ async def test_a_partition_is_shown_only_to_who_owns_it() -> None:
         lambda: side.compare("b", [0, 1], layout_epoch=1),
         lambda: side.compare("d", [0], layout_epoch=1),
         lambda: side.compare("b", [8], layout_epoch=1),
-        lambda: side.page("b", partition=1, tenant=1, after=b""),
+        lambda: side.page("b", partitions=[1], tenant=1, after=b""),
         lambda: side.fetch("b", tenant=1, ids=[block.id], shape=list),
     ):
         with pytest.raises(HoldfastError) as refused:

@@ -80,7 +80,7 @@ def request_of(method: str, blocks: list[Any]) -> Any:
     places = [LAYOUT.partition_of(block.id) for block in blocks]
     return {
         "ComparePartitions": pb.ComparePartitionsRequest(partitions=places, layout_epoch=1),
-        "ListPartition": pb.ListPartitionRequest(partition=places[0], tenant=1),
+        "ListPartition": pb.ListPartitionRequest(partitions=[places[0]], tenant=1),
         "FetchBlocks": pb.FetchBlocksRequest(tenant=1, block_ids=packed),
         "ConfirmBlocks": pb.ConfirmBlocksRequest(tenant=1, block_ids=packed, layout_epoch=1),
         "HandBlocks": pb.HandBlocksRequest(
@@ -169,9 +169,9 @@ async def test_peers_over_grpc_say_what_the_store_holds(pair: Pair) -> None:
     assert told.fenced_epoch == 1
     assert told.holdings == tuple(tuple(store.holdings(place)) for place in places)
     listed: list[BlockEntry] = []
-    async for page in peers.listing("node-1", partition=places[0], tenant=1):
+    async for page in peers.listing("node-1", partitions=places, tenant=1):
         listed += page
-    assert listed == store.scan(1, partition=places[0], after=b"", limit=1000)
+    assert listed == [entry for place in places for entry in store.scan(1, partition=place, after=b"", limit=1000)]
     ids = [block.id for block in SHARED]
     lost = next(block for block in make_blocks(300, first=100) if LAYOUT.partition_of(block.id) == places[0])
     items = await peers.fetch("node-1", tenant=1, ids=[*ids, lost.id], bytes_max=1 << 20)
@@ -212,8 +212,8 @@ class Liar:
     ) -> None:
         """List what was asked for, or what was not."""
         self.asked += self.how in ("foreign ids", "no order", "odd listing", "large")
-        of = [block for block in SHARED if LAYOUT.partition_of(block.id) == request.partition]
-        ids = sorted(block.id for block in of)
+        of = [block for block in SHARED if LAYOUT.partition_of(block.id) in request.partitions]
+        ids = sorted((block.id for block in of), key=lambda block_id: (LAYOUT.partition_of(block_id), block_id))
         if self.how == "foreign ids":
             ids = sorted(block.id for block in OTHERS)
         if self.how == "no order":

@@ -271,8 +271,8 @@ async def test_rounds_come_by_time_after_a_return_and_not_otherwise() -> None:
     assert {call[1] for call in fleet.calls} == {"b", "c"}
 
 
-@pytest.mark.parametrize("live", [1, 3])
-async def test_gentleness_ends_where_copies_are_few(live: int) -> None:
+@pytest.mark.parametrize(("live", "clients"), [(1, True), (3, True), (3, False)])
+async def test_work_is_gentle_while_clients_are_there_and_copies_are_enough(live: int, clients: bool) -> None:
     fleet = Fleet("a", "b", "c", options=HealingOptions(gentleness=2.0))
     fleet.tell(everywhere(1, ["a", "b", "c"]))
     fleet.down |= set() if live == 3 else {"b", "c"}
@@ -282,11 +282,12 @@ async def test_gentleness_ends_where_copies_are_few(live: int) -> None:
 
     def slow(partition: int) -> object:
         fleet.clock.advance(0.5)
+        fleet["a"].core.client_calls += clients
         return real(partition)
 
     store.holdings = slow  # type: ignore[method-assign, assignment]
     pause_s = await fleet["a"].sync.step()
-    assert (pause_s > 0) == (live == 3)
+    assert (pause_s > 0) == (live == 3 and clients)
 
 
 async def test_a_grant_may_come_and_go_while_the_layouts_stay() -> None:

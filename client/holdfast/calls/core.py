@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -227,11 +228,13 @@ def _read_key_file(path: Path) -> DataKey:
     return read_key_file(path)
 
 
+@functools.cache
 def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed instead of returning it to the system at every turn.
+    """Let the C library keep what is freed instead of returning it to the system at every turn; once a process.
 
     Batches of a megabyte come and go all the time, and where fresh pages are dear (2 ms a MB on a virtual machine) that
     is a tenth of all work. glibc learns its thresholds from the largest mapped block that was ever freed: one block of
-    nearly 32 MiB, never touched, is all it takes, and other C libraries do not mind.
+    nearly 32 MiB, never touched, is all it takes, and other C libraries do not mind. A second one would come out of the
+    memory that is now kept, all of it touched, and stay with the thread that asked for it.
     """
     bytes(_TEACHING_BYTES)

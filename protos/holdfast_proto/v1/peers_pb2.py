@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from holdfast_proto.v1 import rules_pb2 as holdfast__proto_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/peers.proto\x12\x0bholdfast.v1\x1a\x1dholdfast_proto/v1/rules.proto\"D\n\x18\x43omparePartitionsRequest\x12\x12\n\npartitions\x18\x01 \x03(\r\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\"8\n\x07Holding\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\";\n\x11PartitionHoldings\x12&\n\x08holdings\x18\x01 \x03(\x0b\x32\x14.holdfast.v1.Holding\"e\n\x19\x43omparePartitionsResponse\x12\x14\n\x0c\x66\x65nced_epoch\x18\x01 \x01(\x04\x12\x32\n\npartitions\x18\x02 \x03(\x0b\x32\x1e.holdfast.v1.PartitionHoldings\"9\n\x14ListPartitionRequest\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\r\"Z\n\x15ListPartitionResponse\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0e\n\x06stamps\x18\x03 \x03(\r\x12\r\n\x05kinds\x18\x04 \x01(\x0c\"7\n\x12\x46\x65tchBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\"W\n\x13\x46\x65tchBlocksResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x0c\"i\n\x14\x43onfirmBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\x12\x14\n\x0clayout_epoch\x18\x03 \x01(\x04\x12\x18\n\x10\x63ollection_epoch\x18\x04 \x01(\r\")\n\x15\x43onfirmBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"\x87\x01\n\x11HandBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x11\n\tblock_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ollection_epoch\x18\x06 \x01(\r\"&\n\x12HandBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\x32\x82\x04\n\x0bPeerService\x12n\n\x11\x43omparePartitions\x12%.holdfast.v1.ComparePartitionsRequest\x1a&.holdfast.v1.ComparePartitionsResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer\x12\x64\n\rListPartition\x12!.holdfast.v1.ListPartitionRequest\x1a\".holdfast.v1.ListPartitionResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer0\x01\x12^\n\x0b\x46\x65tchBlocks\x12\x1f.holdfast.v1.FetchBlocksRequest\x1a .holdfast.v1.FetchBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer0\x01\x12\x62\n\rConfirmBlocks\x12!.holdfast.v1.ConfirmBlocksRequest\x1a\".holdfast.v1.ConfirmBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer\x12Y\n\nHandBlocks\x12\x1e.holdfast.v1.HandBlocksRequest\x1a\x1f.holdfast.v1.HandBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dholdfast_proto/v1/peers.proto\x12\x0bholdfast.v1\x1a\x1dholdfast_proto/v1/rules.proto\"D\n\x18\x43omparePartitionsRequest\x12\x12\n\npartitions\x18\x01 \x03(\r\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\"8\n\x07Holding\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\";\n\x11PartitionHoldings\x12&\n\x08holdings\x18\x01 \x03(\x0b\x32\x14.holdfast.v1.Holding\"e\n\x19\x43omparePartitionsResponse\x12\x14\n\x0c\x66\x65nced_epoch\x18\x01 \x01(\x04\x12\x32\n\npartitions\x18\x02 \x03(\x0b\x32\x1e.holdfast.v1.PartitionHoldings\":\n\x14ListPartitionRequest\x12\x12\n\npartitions\x18\x01 \x03(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\r\"Z\n\x15ListPartitionResponse\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0e\n\x06stamps\x18\x03 \x03(\r\x12\r\n\x05kinds\x18\x04 \x01(\x0c\"7\n\x12\x46\x65tchBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\"W\n\x13\x46\x65tchBlocksResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x0c\"i\n\x14\x43onfirmBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x11\n\tblock_ids\x18\x02 \x01(\x0c\x12\x14\n\x0clayout_epoch\x18\x03 \x01(\x04\x12\x18\n\x10\x63ollection_epoch\x18\x04 \x01(\r\")\n\x15\x43onfirmBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"\x87\x01\n\x11HandBlocksRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\r\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x11\n\tblock_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x0c\x12\x18\n\x10\x63ollection_epoch\x18\x06 \x01(\r\"&\n\x12HandBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\x32\x82\x04\n\x0bPeerService\x12n\n\x11\x43omparePartitions\x12%.holdfast.v1.ComparePartitionsRequest\x1a&.holdfast.v1.ComparePartitionsResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer\x12\x64\n\rListPartition\x12!.holdfast.v1.ListPartitionRequest\x1a\".holdfast.v1.ListPartitionResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer0\x01\x12^\n\x0b\x46\x65tchBlocks\x12\x1f.holdfast.v1.FetchBlocksRequest\x1a .holdfast.v1.FetchBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer0\x01\x12\x62\n\rConfirmBlocks\x12!.holdfast.v1.ConfirmBlocksRequest\x1a\".holdfast.v1.ConfirmBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peer\x12Y\n\nHandBlocks\x12\x1e.holdfast.v1.HandBlocksRequest\x1a\x1f.holdfast.v1.HandBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04peerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,21 +51,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPAREPARTITIONSRESPONSE']._serialized_start=266
   _globals['_COMPAREPARTITIONSRESPONSE']._serialized_end=367
   _globals['_LISTPARTITIONREQUEST']._serialized_start=369
-  _globals['_LISTPARTITIONREQUEST']._serialized_end=426
-  _globals['_LISTPARTITIONRESPONSE']._serialized_start=428
-  _globals['_LISTPARTITIONRESPONSE']._serialized_end=518
-  _globals['_FETCHBLOCKSREQUEST']._serialized_start=520
-  _globals['_FETCHBLOCKSREQUEST']._serialized_end=575
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=577
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=664
-  _globals['_CONFIRMBLOCKSREQUEST']._serialized_start=666
-  _globals['_CONFIRMBLOCKSREQUEST']._serialized_end=771
-  _globals['_CONFIRMBLOCKSRESPONSE']._serialized_start=773
-  _globals['_CONFIRMBLOCKSRESPONSE']._serialized_end=814
-  _globals['_HANDBLOCKSREQUEST']._serialized_start=817
-  _globals['_HANDBLOCKSREQUEST']._serialized_end=952
-  _globals['_HANDBLOCKSRESPONSE']._serialized_start=954
-  _globals['_HANDBLOCKSRESPONSE']._serialized_end=992
-  _globals['_PEERSERVICE']._serialized_start=995
-  _globals['_PEERSERVICE']._serialized_end=1509
+  _globals['_LISTPARTITIONREQUEST']._serialized_end=427
+  _globals['_LISTPARTITIONRESPONSE']._serialized_start=429
+  _globals['_LISTPARTITIONRESPONSE']._serialized_end=519
+  _globals['_FETCHBLOCKSREQUEST']._serialized_start=521
+  _globals['_FETCHBLOCKSREQUEST']._serialized_end=576
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=578
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=665
+  _globals['_CONFIRMBLOCKSREQUEST']._serialized_start=667
+  _globals['_CONFIRMBLOCKSREQUEST']._serialized_end=772
+  _globals['_CONFIRMBLOCKSRESPONSE']._serialized_start=774
+  _globals['_CONFIRMBLOCKSRESPONSE']._serialized_end=815
+  _globals['_HANDBLOCKSREQUEST']._serialized_start=818
+  _globals['_HANDBLOCKSREQUEST']._serialized_end=953
+  _globals['_HANDBLOCKSRESPONSE']._serialized_start=955
+  _globals['_HANDBLOCKSRESPONSE']._serialized_end=993
+  _globals['_PEERSERVICE']._serialized_start=996
+  _globals['_PEERSERVICE']._serialized_end=1510
 # @@protoc_insertion_point(module_scope)

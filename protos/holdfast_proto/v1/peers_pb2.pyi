@@ -137,25 +137,27 @@ Global___ComparePartitionsResponse: _TypeAlias = ComparePartitionsResponse  # no
 
 @_typing.final
 class ListPartitionRequest(_message.Message):
-    """Lists one tenant's blocks in one partition."""
+    """Lists one tenant's blocks in some partitions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    PARTITION_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
-    partition: _builtins.int
-    """Partition."""
     tenant: _builtins.int
     """Number of the tenant."""
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Partitions, ascending; at least one, at most as many as a comparison takes."""
+
     def __init__(
         self,
         *,
-        partition: _builtins.int = ...,
+        partitions: _abc.Iterable[_builtins.int] | None = ...,
         tenant: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partitions", b"partitions", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,7 +165,7 @@ Global___ListPartitionRequest: _TypeAlias = ListPartitionRequest  # noqa: Y015
 
 @_typing.final
 class ListPartitionResponse(_message.Message):
-    """Part of a listing, in order of ids. Copies that are set aside as corrupt are not listed."""
+    """Part of a listing, in order of partitions and ids. Copies that are set aside as corrupt are not listed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

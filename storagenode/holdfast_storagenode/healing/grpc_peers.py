@@ -55,9 +55,11 @@ class GrpcPeers:
             ),
         )
 
-    async def listing(self, node_id: str, *, partition: int, tenant: int) -> AsyncGenerator[list[BlockEntry], None]:
+    async def listing(
+        self, node_id: str, *, partitions: Sequence[int], tenant: int
+    ) -> AsyncGenerator[list[BlockEntry], None]:
         """See `Peers`."""
-        request = pb.ListPartitionRequest(partition=partition, tenant=tenant)
+        request = pb.ListPartitionRequest(partitions=partitions, tenant=tenant)
         pages = self._stream(node_id, "ListPartition", request, pb.ListPartitionResponse.FromString)
         async with aclosing(pages):
             async for page in pages:

@@ -43,8 +43,10 @@ class Peers(Protocol):
         """Ask what a node holds of the first of `partitions`, of one at least; see `PeerSide.compare`."""
         ...
 
-    def listing(self, node_id: str, *, partition: int, tenant: int) -> AsyncGenerator[list[BlockEntry], None]:
-        """List a tenant's blocks in a partition, in pages, in order of ids."""
+    def listing(
+        self, node_id: str, *, partitions: Sequence[int], tenant: int
+    ) -> AsyncGenerator[list[BlockEntry], None]:
+        """List a tenant's blocks in ascending partitions, in pages, in order of partitions and ids."""
         ...
 
     async def fetch(self, node_id: str, *, tenant: int, ids: Sequence[bytes], bytes_max: int) -> list[Fetched]:

@@ -19,6 +19,9 @@ RETRY_S: Final = 2.0
 """Seconds until partitions that could not be synced are looked at again."""
 
 
+_DIGEST_BYTES: Final = 32
+
+
 class Stage(enum.IntEnum):
     """Which kinds of block a look pulls: what restores cannot begin without, then all."""
 
@@ -103,6 +106,19 @@ def differing(own: Sequence[Holding], theirs: Sequence[Holding]) -> tuple[int, .
     """Return the tenants of which a peer may hold a block that is not here."""
     here = {holding.tenant: holding for holding in own}
     return tuple(holding.tenant for holding in theirs if holding.count and here.get(holding.tenant) != holding)
+
+
+def with_blocks(holdings: Sequence[Holding], ids: Mapping[int, Collection[bytes]]) -> tuple[Holding, ...]:
+    """Return what would be held with these blocks too, by tenant, none of which is held."""
+    if not ids:
+        return tuple(holdings)
+    known = {holding.tenant: holding for holding in holdings}
+    for tenant, more in ids.items():
+        before = known.get(tenant, Holding(tenant, 0, bytes(_DIGEST_BYTES)))
+        total = int.from_bytes(before.digest, "big") + sum(int.from_bytes(block_id, "big") for block_id in more)
+        digest = (total % (1 << 8 * _DIGEST_BYTES)).to_bytes(_DIGEST_BYTES, "big")
+        known[tenant] = Holding(tenant, before.count + len(more), digest)
+    return tuple(known.values())
 
 
 def cut_batches(

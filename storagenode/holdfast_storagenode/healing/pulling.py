@@ -1,4 +1,4 @@
-"""Pulls from a peer what a node lacks of one tenant in one partition: a listing, then batches, several in flight.
+"""Pulls from a peer what a node lacks of one tenant in some partitions: a listing, then batches, several in flight.
 
 Nothing that a peer says is believed: ids must be of the partition and in order, stamps at most the present collection
 epoch, bytes those of their ids. Memory is bounded by a page of a listing and `FETCHES_AT_ONCE` batches.
@@ -20,11 +20,15 @@ from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.courtesy import Courtesy
 from holdfast_storagenode.healing.peers import Fetched, FreshEpoch, Peers
 from holdfast_storagenode.healing.plan import cut_batches
 from holdfast_storagenode.store import BlockEntry, BlockStore, Sealed, Verdict
 
-FETCHES_AT_ONCE: Final = 8
+FETCHES_AT_ONCE: Final = 4
+
+# A call costs as much as moving a megabyte; an answer comes in messages of BATCH_BYTES_TARGET all the same.
+FETCH_BYTES_TARGET: Final = 4 * BATCH_BYTES_TARGET
 
 # A peer that lists so many blocks which it then cannot give is not asked for more of them now.
 _LOST_PER_LISTING_MAX: Final = 4096
@@ -35,13 +39,13 @@ class Pulled:
     """What came of a pull.
 
     Attributes:
-        whole: whether everything that the peer listed, of the kinds asked for, is here now.
-        deferred: whether blocks of other kinds are lacking.
+        cut_short: whether the peer listed, or may have listed, more than was looked at.
+        deferred: blocks of other kinds that are lacking.
         lost: ids that it listed and did not give.
     """
 
-    whole: bool = True
-    deferred: bool = False
+    cut_short: bool = False
+    deferred: list[BlockEntry] = field(default_factory=list)
     lost: list[bytes] = field(default_factory=list)
 
 
@@ -58,51 +62,81 @@ class _Kept:
 class Puller:
     """Pulls for one node; belongs to one event loop."""
 
-    def __init__(self, core: NodeCore, peers: Peers, *, fresh_epoch: FreshEpoch, clock: Clock, log: Log) -> None:
+    def __init__(
+        self,
+        core: NodeCore,
+        peers: Peers,
+        *,
+        fresh_epoch: FreshEpoch,
+        courtesy: Courtesy,
+        clock: Clock,
+        log: Log,
+    ) -> None:
         """Pull into `core` from `peers`; `fresh_epoch` is asked where a stamp is newer than what is known."""
         self._core = core
         self._peers = peers
         self._fresh_epoch = fresh_epoch
         self._clock = clock
         self._log = log
+        self._courtesy = courtesy
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._troubles: dict[tuple[str, str], str] = {}
 
-    async def pull(self, node_id: str, *, partition: int, tenant: int, kinds: frozenset[int]) -> Pulled:
-        """Pull what `node_id` lists and this node lacks, of `kinds`; durable on return.
+    async def pull(
+        self, node_id: str, *, partitions: Sequence[int], tenant: int, kinds: frozenset[int], urgent: bool = False
+    ) -> Pulled:
+        """Pull what `node_id` lists of ascending partitions and this node lacks, of `kinds`; durable on return.
 
-        What the peer cannot or will not do is in the answer, never raised.
+        What the peer cannot or will not do is in the answer, never raised. What is `urgent` is not done gently.
 
         Raises:
             HoldfastError: what this node's own store raises.
         """
         pulled = Pulled()
         async with plain_task_group() as group:
-            after = b""
-            pages = self._peers.listing(node_id, partition=partition, tenant=tenant)
+            after = (-1, b"")
+            pages = self._peers.listing(node_id, partitions=partitions, tenant=tenant)
             async with aclosing(pages):
-                while pulled.whole or len(pulled.lost) < _LOST_PER_LISTING_MAX:
+                while len(pulled.lost) < _LOST_PER_LISTING_MAX:
                     page = await self._next_page(node_id, pages.__anext__)
                     if page is None:
-                        pulled.whole = False
+                        pulled.cut_short = True
                         break
                     if not page:
                         break
-                    if not self._is_of(partition, page, after):
+                    places = [(self._core.cluster.partition_of(entry.block_id), entry.block_id) for entry in page]
+                    if not _is_of(partitions, page, places, after):
                         self.note_trouble(node_id, "lists what is not of the partition, not in order, or no block")
-                        pulled.whole = False
+                        pulled.cut_short = True
                         break
-                    after = page[-1].block_id
+                    after = places[-1]
                     lacking = await self._lacking(node_id, tenant, page)
                     if lacking is None:
-                        pulled.whole = False
+                        pulled.cut_short = True
                         break
                     wanted = [entry for entry in lacking if entry.kind in kinds]
-                    pulled.deferred |= len(wanted) < len(lacking)
-                    for batch in cut_batches(wanted, bytes_max=BATCH_BYTES_TARGET, blocks_max=BATCH_BLOCKS_MAX):
-                        await self._slots.acquire()
-                        fetching = group.create_task(self._fetch(node_id, tenant, batch, pulled))
-                        fetching.add_done_callback(lambda _: self._slots.release())
+                    pulled.deferred += [entry for entry in lacking if entry.kind not in kinds]
+                    await self._fetch_all(group, node_id, tenant, wanted, pulled, urgent=urgent)
+                else:
+                    pulled.cut_short = True
+        return pulled
+
+    async def pull_listed(
+        self, node_id: str, *, tenant: int, entries: Sequence[BlockEntry], urgent: bool = False
+    ) -> Pulled:
+        """Pull what `node_id` listed before, as far as it is still lacking; as `pull`.
+
+        Raises:
+            HoldfastError: what this node's own store raises.
+        """
+        pulled = Pulled()
+        async with plain_task_group() as group:
+            for at in range(0, len(entries), BATCH_BLOCKS_MAX):
+                lacking = await self._lacking(node_id, tenant, entries[at : at + BATCH_BLOCKS_MAX])
+                if lacking is None:
+                    pulled.cut_short = True
+                    break
+                await self._fetch_all(group, node_id, tenant, lacking, pulled, urgent=urgent)
         return pulled
 
     async def fetch(self, node_id: str, *, tenant: int, entries: Sequence[BlockEntry]) -> list[bytes]:
@@ -147,12 +181,26 @@ class Puller:
             self.note_trouble(node_id, error.message)
             return None
 
-    def _is_of(self, partition: int, page: Sequence[BlockEntry], after: bytes) -> bool:
-        ids = [after, *(entry.block_id for entry in page)]
-        return all(low < high for low, high in pairwise(ids)) and all(
-            self._core.cluster.partition_of(entry.block_id) == partition and 0 < entry.length <= SEALED_BYTES_MAX
-            for entry in page
-        )
+    async def _fetch_all(
+        self,
+        group: asyncio.TaskGroup,
+        node_id: str,
+        tenant: int,
+        wanted: Sequence[BlockEntry],
+        pulled: Pulled,
+        *,
+        urgent: bool,
+    ) -> None:
+        """Start to fetch, as soon as there is room; what comes of it is in `pulled` when `group` ends."""
+
+        async def fetch(batch: Sequence[BlockEntry]) -> None:
+            async with self._courtesy.piece(urgent=urgent):
+                await self._fetch(node_id, tenant, batch, pulled)
+
+        for batch in cut_batches(wanted, bytes_max=FETCH_BYTES_TARGET, blocks_max=BATCH_BLOCKS_MAX):
+            await self._slots.acquire()
+            fetching = group.create_task(fetch(batch))
+            fetching.add_done_callback(lambda _: self._slots.release())
 
     async def _lacking(self, node_id: str, tenant: int, page: Sequence[BlockEntry]) -> list[BlockEntry] | None:
         """Return what is not whole here, without what a collection removed, under stamps that are believed.
@@ -185,7 +233,6 @@ class Puller:
             )
         except HoldfastError as error:
             self.note_trouble(node_id, error.message)
-            pulled.whole = False
             pulled.lost += ids
             return
         came = await self._core.executor.run(_keep, self._core.store, tenant, batch, items)
@@ -197,9 +244,19 @@ class Puller:
         if came.wrong:
             healing.wrong_blocks += len(came.wrong)
             self.note_trouble(node_id, f"sent wrong bytes for block {came.wrong[0].hex()}")
-        if came.lost or came.wrong:
-            pulled.whole = False
-            pulled.lost += [*came.lost, *came.wrong]
+        pulled.lost += [*came.lost, *came.wrong]
+
+
+def _is_of(
+    partitions: Sequence[int], page: Sequence[BlockEntry], places: Sequence[tuple[int, bytes]], after: tuple[int, bytes]
+) -> bool:
+    """Return whether a page, whose entries have these places, lists what was asked for behind the place `after`."""
+    asked = frozenset(partitions)
+    return (
+        all(low < high for low, high in pairwise([after, *places]))
+        and all(partition in asked for partition, _ in places)
+        and all(0 < entry.length <= SEALED_BYTES_MAX for entry in page)
+    )
 
 
 def _keep(store: BlockStore, tenant: int, batch: Sequence[BlockEntry], items: Sequence[Fetched]) -> _Kept:

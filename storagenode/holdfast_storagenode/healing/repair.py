@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S, SEALED_BYTES_MAX
-from holdfast_core.runtime.background import Pace
 from holdfast_core.runtime.clock import Clock
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.courtesy import Courtesy
 from holdfast_storagenode.healing.pulling import Puller
 from holdfast_storagenode.living import Living
 from holdfast_storagenode.store import BlockEntry, Verdict
@@ -37,15 +37,15 @@ class RepairWorker:
         core: NodeCore,
         puller: Puller,
         *,
+        courtesy: Courtesy,
         clock: Clock,
-        gentleness: float,
         again_s: float = ANTI_ENTROPY_INTERVAL_S,
     ) -> None:
         """Prepare; what was tried in vain is tried again after `again_s` at the earliest."""
         self._core = core
         self._puller = puller
         self._clock = clock
-        self._pace = Pace(clock, gentleness=gentleness)
+        self._courtesy = courtesy
         self._again_s = again_s
         self._queue: dict[tuple[int, bytes], None] = {}
         self._tried_s: dict[tuple[int, bytes], float] = {}
@@ -73,13 +73,13 @@ class RepairWorker:
         await self._recheck()
         if not self._queue:
             return IDLE_S
-        self._pace.begin()
+        began_s = self._clock.monotonic_s()
         tenant = next(iter(self._queue))[0]
         ids = [block_id for owner, block_id in self._queue if owner == tenant][:_BLOCKS_PER_STEP]
         for block_id in ids:
             del self._queue[tenant, block_id]
         await self._repair(living, tenant, ids)
-        return self._pace.pause_s()
+        return self._courtesy.pause_s(self._clock.monotonic_s() - began_s)
 
     def status(self) -> Mapping[str, int]:
         """Return how many blocks wait."""

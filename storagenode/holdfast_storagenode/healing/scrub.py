@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from holdfast_core.runtime.background import Pace
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.courtesy import Courtesy
 from holdfast_storagenode.healing.scrub_place import ScrubHome, ScrubPlace
 from holdfast_storagenode.store import BlockStore, Verdict
 
@@ -21,6 +21,8 @@ _BLOCKS_PER_STEP: Final = 64
 # A round ends before its period does, as blocks come in while it goes on.
 _SHARE_OF_PERIOD: Final = 0.9
 _PAUSE_S_MAX: Final = 60.0
+# Rot can wait longer than a copy that is missing.
+_GENTLER: Final = 2.0
 _SAVE_INTERVAL_S: Final = 60.0
 IDLE_S: Final = 0.5
 
@@ -36,15 +38,18 @@ class ScrubWorker:
     name = "scrub"
 
     def __init__(
-        self, core: NodeCore, home: ScrubHome, *, clock: Clock, log: Log, period_s: float, gentleness: float
+        self, core: NodeCore, home: ScrubHome, *, courtesy: Courtesy, clock: Clock, log: Log, period_s: float
     ) -> None:
-        """Prepare; every block is read once in `period_s`, and a step is followed by a wait as `Pace` says at least."""
+        """Prepare; every block is read once in `period_s`.
+
+        Half of the time it stands still at least, and while clients are at work for as long as repair does, and longer.
+        """
         self._core = core
         self._home = home
         self._clock = clock
         self._log = log
         self._period_s = period_s
-        self._pace = Pace(clock, gentleness=gentleness)
+        self._courtesy = courtesy
         self._place: ScrubPlace | None = None
         self._saved_s = 0.0
 
@@ -79,7 +84,6 @@ class ScrubWorker:
 
     async def _read(self, place: ScrubPlace) -> float:
         began_s = self._clock.monotonic_s()
-        self._pace.begin()
         tenant, ids, verdicts = await self._core.executor.run(_read_some, self._core.store, place)
         if not ids:
             await self._end(place)
@@ -97,8 +101,9 @@ class ScrubWorker:
         if now_s >= self._saved_s + _SAVE_INTERVAL_S:
             await self._save(self._place)
         status = await self._core.executor.run(self._core.store_status)
-        due_s = step_s(period_s=self._period_s, blocks=len(ids), all_blocks=status.block_count) - (now_s - began_s)
-        return min(_PAUSE_S_MAX, max(due_s, self._pace.pause_s()))
+        took_s = now_s - began_s
+        due_s = step_s(period_s=self._period_s, blocks=len(ids), all_blocks=status.block_count) - took_s
+        return min(_PAUSE_S_MAX, max(due_s, took_s, _GENTLER * self._courtesy.pause_s(took_s)))
 
     async def _end(self, place: ScrubPlace) -> None:
         now_unix_ms = self._clock.now_unix_ms()

@@ -7,6 +7,7 @@ partitions that this node owns itself in the newest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final, TypeVar
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
@@ -61,16 +62,27 @@ class PeerSide:
         holdings = await self._core.executor.run(_holdings, store, partitions)
         return Comparison(fenced_epoch, holdings)
 
-    async def page(self, caller: str, *, partition: int, tenant: int, after: bytes) -> list[BlockEntry]:
-        """List the next of a tenant's blocks in a partition, above the id `after`; fewer than a page is the last.
+    async def page(
+        self, caller: str, *, partitions: Sequence[int], tenant: int, after: bytes
+    ) -> tuple[list[BlockEntry], Sequence[int]]:
+        """List the next of a tenant's blocks in ascending partitions, in the first of them above the id `after`.
+
+        Returns them and the partitions that are left to list, the first of them above the last id listed.
 
         Raises:
-            HoldfastError: DENIED where the caller owns the partition in no living layout that this node knows.
+            HoldfastError: DENIED where the caller owns one of them in no living layout that this node knows;
+                INVALID_ARGUMENT for partitions that do not ascend; LIMIT_EXCEEDED for too many.
         """
-        _check_owner(self._living(), caller, partition)
-        return await self._core.executor.run(
-            self._core.store.scan, tenant, partition=partition, after=after, limit=PAGE_BLOCKS
-        )
+        if len(partitions) > PARTITIONS_PER_COMPARISON_MAX:
+            raise HoldfastError(
+                ErrorCode.LIMIT_EXCEEDED, f"a listing takes at most {PARTITIONS_PER_COMPARISON_MAX} partitions"
+            )
+        if any(low >= high for low, high in pairwise(partitions)):
+            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "the partitions of a listing ascend")
+        living = self._living()
+        for partition in partitions:
+            _check_owner(living, caller, partition)
+        return await self._core.executor.run(_page, self._core.store, tenant, partitions, after)
 
     async def fetch(
         self, caller: str, *, tenant: int, ids: Sequence[bytes], shape: Callable[[list[Found]], Shaped]
@@ -178,6 +190,21 @@ def _holdings(store: BlockStore, partitions: Sequence[int]) -> tuple[tuple[Holdi
             break
         answer.append(held)
     return tuple(answer)
+
+
+def _page(
+    store: BlockStore, tenant: int, partitions: Sequence[int], after: bytes
+) -> tuple[list[BlockEntry], Sequence[int]]:
+    """Return at most a page of entries, and the partitions that are not listed to their ends."""
+    listed: list[BlockEntry] = []
+    for at, partition in enumerate(partitions):
+        room = PAGE_BLOCKS - len(listed)
+        entries = store.scan(tenant, partition=partition, after=after, limit=room)
+        listed += entries
+        if len(entries) == room:
+            return listed, partitions[at:]
+        after = b""
+    return listed, ()
 
 
 def _fetch(

@@ -6,30 +6,29 @@ no drop is under way while a sync goes on.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S
-from holdfast_core.runtime.background import Pace
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.courtesy import Courtesy
 from holdfast_storagenode.healing.drop import Dropper
+from holdfast_storagenode.healing.looking import Look, Looker, own_holdings
 from holdfast_storagenode.healing.peers import FreshEpoch, Peers
-from holdfast_storagenode.healing.plan import Looked, SyncBatch, SyncProgress, differing
+from holdfast_storagenode.healing.plan import Looked, SyncBatch, SyncProgress
 from holdfast_storagenode.healing.pulling import Puller
 from holdfast_storagenode.living import Living, enough
-from holdfast_storagenode.store import BlockStore, Holding
+from holdfast_storagenode.store import Holding
 
 IDLE_S: Final = 0.25
 """Seconds until the worker looks again whether anything has changed."""
 
-PARTITIONS_PER_STEP: Final = 64
-_PARTITIONS_AT_ONCE: Final = 4
+PARTITIONS_PER_STEP: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +60,12 @@ class SyncWorker:
         dropper: Dropper,
         *,
         fresh_epoch: FreshEpoch,
+        courtesy: Courtesy,
         clock: Clock,
         log: Log,
-        gentleness: float,
         interval_s: float = ANTI_ENTROPY_INTERVAL_S,
     ) -> None:
-        """Prepare; rounds begin `interval_s` after one another at most, and work is as gentle as `Pace` says."""
+        """Prepare; rounds begin `interval_s` after one another at most, and clients go first as `courtesy` says."""
         self._core = core
         self._peers = peers
         self._puller = puller
@@ -74,7 +73,8 @@ class SyncWorker:
         self._fresh_epoch = fresh_epoch
         self._clock = clock
         self._log = log
-        self._pace = Pace(clock, gentleness=gentleness)
+        self._courtesy = courtesy
+        self._looker = Looker(core, puller)
         self._progress = SyncProgress(core.node_id, interval_s=interval_s)
         self._began_s = 0.0
         self._said_synced = 0
@@ -95,15 +95,17 @@ class SyncWorker:
             await self._dropper.observe(living)
         batch = self._progress.next_batch(partitions_max=PARTITIONS_PER_STEP)
         if batch is not None:
-            self._pace.begin()
-            looks = await self._look_at(batch, living)
+            began_s = self._clock.monotonic_s()
+            answers, own = await self._compare(batch, living)
+            # What is pulled is waited for piece by piece.
+            pause_s = 0.0 if _urgent(batch, living) else self._courtesy.pause_s(self._clock.monotonic_s() - began_s)
+            looks = await self._look_at(batch, living, answers, own)
             self._progress.settle(looks, self._clock.monotonic_s())
-            pause_s = self._pause_s(batch, living)
         else:
             await self._dropper.observe(living)
-            self._pace.begin()
+            began_s = self._clock.monotonic_s()
             dropped = living.may_drop and await self._dropper.step(living)
-            pause_s = self._pace.pause_s() if dropped else IDLE_S
+            pause_s = self._courtesy.pause_s(self._clock.monotonic_s() - began_s) if dropped else IDLE_S
         self._report(living)
         return pause_s
 
@@ -150,29 +152,31 @@ class SyncWorker:
                 repaired_bytes=healing.repaired_bytes,
             )
 
-    def _pause_s(self, batch: SyncBatch, living: Living) -> float:
-        # Nothing is gained by gentleness where one more failure may cost data.
-        return 0.0 if batch.live_owners < living.newest.write_quorum else self._pace.pause_s()
+    async def _look_at(
+        self, batch: SyncBatch, living: Living, answers: _Answers, own: dict[int, tuple[Holding, ...]]
+    ) -> dict[int, Looked]:
+        """Pull what any source of the partitions of a batch holds and this node lacks."""
+        node_id, told = self._core.node_id, answers.told
+        look = Look({place: {name: each.holdings for name, each in by.items()} for place, by in told.items()}, own)
+        await self._looker.look(batch, look, urgent=_urgent(batch, living))
+        reached = frozenset({*answers.reached, node_id})
+        return {
+            place: Looked(
+                answered=reached.intersection(living.owners_of(place)),
+                covered=self._fenced(living, told[place]).intersection({node_id, *look.whole[place]}),
+                deferred=place in look.deferred,
+            )
+            for place in batch.partitions
+        }
 
-    async def _look_at(self, batch: SyncBatch, living: Living) -> dict[int, Looked]:
-        answers = await self._compare(batch, living)
-        told, reached = answers.told, frozenset({*answers.reached, self._core.node_id})
+    async def _compare(self, batch: SyncBatch, living: Living) -> tuple[_Answers, dict[int, tuple[Holding, ...]]]:
+        """Ask the sources of a batch what they hold, look at what is here, and raise the floors that may be raised."""
+        answers = await self._ask(batch, living)
         own = await self._core.executor.run(own_holdings, self._core.store, batch.partitions)
-        await self._raise_floors(batch, living, told)
-        looks: dict[int, Looked] = {}
-        slots = asyncio.Semaphore(_PARTITIONS_AT_ONCE)
+        await self._raise_floors(batch, living, answers.told)
+        return answers, own
 
-        async def look(partition: int) -> None:
-            async with slots:
-                came = await self._look(batch, living, partition, own[partition], told[partition])
-                looks[partition] = replace(came, answered=reached.intersection(living.owners_of(partition)))
-
-        async with plain_task_group() as group:
-            for partition in batch.partitions:
-                group.create_task(look(partition))
-        return looks
-
-    async def _compare(self, batch: SyncBatch, living: Living) -> _Answers:
+    async def _ask(self, batch: SyncBatch, living: Living) -> _Answers:
         """Return what the sources of a batch say that they hold."""
         told: dict[int, dict[str, _Told]] = {partition: {} for partition in batch.partitions}
         reached: set[str] = set()
@@ -234,34 +238,7 @@ class SyncWorker:
             self._log.warning("sync waits for a coordinator", why=trouble)
         self._trouble = trouble
 
-    async def _look(
-        self, batch: SyncBatch, living: Living, partition: int, own: Sequence[Holding], told: Mapping[str, _Told]
-    ) -> Looked:
-        """Pull what any source of a partition holds and this node lacks."""
-        fenced = self._fenced(living, told)
-        covered = {self._core.node_id} & fenced
-        deferred = False
-        lost: dict[int, set[bytes]] = {}
-        for node_id in _turned(tuple(told), partition):
-            whole = True
-            for tenant in differing(own, told[node_id].holdings):
-                pulled = await self._puller.pull(node_id, partition=partition, tenant=tenant, kinds=batch.stage.kinds)
-                deferred |= pulled.deferred
-                whole &= pulled.whole and not pulled.deferred
-                lost.setdefault(tenant, set()).update(pulled.lost)
-            if whole and node_id in fenced:
-                covered.add(node_id)
-        for tenant, ids in lost.items():
-            await self._puller.note_lost(tenant, sorted(ids))
-        return Looked(answered=frozenset(told), covered=frozenset(covered), deferred=deferred)
 
-
-def own_holdings(store: BlockStore, partitions: Sequence[int]) -> dict[int, tuple[Holding, ...]]:
-    """Return what a store holds of partitions. Runs in the executor."""
-    return {partition: tuple(store.holdings(partition)) for partition in partitions}
-
-
-def _turned(nodes: Sequence[str], by: int) -> tuple[str, ...]:
-    """Return `nodes` in an order that differs from partition to partition, so that no source bears all."""
-    at = by % len(nodes) if nodes else 0
-    return (*nodes[at:], *nodes[:at])
+def _urgent(batch: SyncBatch, living: Living) -> bool:
+    """Return whether one more failure may cost data, so that nothing is gained by gentleness."""
+    return batch.live_owners < living.newest.write_quorum

@@ -19,6 +19,7 @@ from holdfast_core.runtime.background import RETRY_S, Worker
 from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
+from holdfast_storagenode.healing.courtesy import Courtesy
 from holdfast_storagenode.healing.drop import Dropper
 from holdfast_storagenode.healing.peers import FreshEpoch, Peers
 from holdfast_storagenode.healing.pulling import Puller
@@ -37,7 +38,7 @@ class HealingOptions:
     """How a node heals.
 
     Attributes:
-        gentleness: after a piece of work, as many times as long as it took is waited (`Pace`).
+        gentleness: while clients are at work, as many times as long as a piece of repair took is waited after it.
         interval_s: seconds between two rounds of comparisons with the peers.
         scrub_period_s: seconds in which every block is read and hashed once.
         enabled: whether anything of it runs. Without it no layout ever settles: for tests of what happens before
@@ -93,25 +94,23 @@ class Healing:
     ) -> None:
         """Put it together; nothing runs yet."""
         fresh = _passing(fresh_epoch)
-        puller = Puller(core, peers, fresh_epoch=fresh, clock=clock, log=log)
+        courtesy = Courtesy(core, clock, gentleness=options.gentleness)
+        puller = Puller(core, peers, fresh_epoch=fresh, courtesy=courtesy, clock=clock, log=log)
         dropper = Dropper(core, peers, fresh_epoch=fresh, clock=clock, log=log)
-        gentleness = options.gentleness
         self.peer_side = PeerSide(core, fresh)
-        self.repair = RepairWorker(core, puller, clock=clock, gentleness=gentleness, again_s=options.interval_s)
+        self.repair = RepairWorker(core, puller, courtesy=courtesy, clock=clock, again_s=options.interval_s)
         sync = SyncWorker(
             core,
             peers,
             puller,
             dropper,
             fresh_epoch=fresh,
+            courtesy=courtesy,
             clock=clock,
             log=log,
-            gentleness=gentleness,
             interval_s=options.interval_s,
         )
-        scrub = ScrubWorker(
-            core, home, clock=clock, log=log, period_s=options.scrub_period_s, gentleness=max(gentleness, 1.0)
-        )
+        scrub = ScrubWorker(core, home, courtesy=courtesy, clock=clock, log=log, period_s=options.scrub_period_s)
         chosen = (sync, self.repair, scrub) if options.enabled else ()
         self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in chosen)
 

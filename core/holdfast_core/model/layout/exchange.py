@@ -145,10 +145,12 @@ class Exchange:
     def _negative_cycle(self, bounds: Sequence[Bounds]) -> list[tuple[int, int]]:
         """Return the arcs of a cycle of negative cost, slack left out, or none (Bellman-Ford from all vertices)."""
         slack = self._board.vacant
+        active = {node for node in range(slack) if self._row(node).gain}
+        if not active:
+            return []
         arcs = self._arcs(bounds)
         distance = [0] * (slack + 1)
         came_from: dict[int, int] = {}
-        active = {node for node in range(slack) if self._row(node).gain}
         while active:
             changed: set[int] = set()
             for node in sorted(active):

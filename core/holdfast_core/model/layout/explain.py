@@ -41,7 +41,7 @@ def _zone_rule(problem: Problem) -> str:
         return f"{len(problem.nodes)} nodes in {zones} zones: a partition's {replicas} owners are in distinct zones"
     if zones == 1:
         return f"all {len(problem.nodes)} nodes are in one zone, {problem.zones[0]}: its loss takes every copy"
-    worst = min(replicas - zones + 1, max(len(problem.members(zone)) for zone in range(zones)))
+    worst = min(replicas - zones + 1, max(len(problem.members[zone]) for zone in range(zones)))
     return (
         f"{len(problem.nodes)} nodes in {zones} zones for {replicas} owners: every partition is in every zone, and the "
         f"loss of one zone can take up to {worst} of {replicas} copies"
@@ -52,7 +52,7 @@ def _limited_nodes(problem: Problem, shares: Sequence[Fraction]) -> list[str]:
     capacity = sum(node.capacity_bytes for node in problem.nodes)
     lines = []
     for zone, name in enumerate(problem.zones):
-        members = problem.members(zone)
+        members = problem.members[zone]
         by_capacity = Fraction(sum(problem.nodes[node].capacity_bytes for node in members), capacity)
         share = sum((shares[node] for node in members), Fraction(0)) / problem.slots_total
         if abs(share - by_capacity) > _NOTABLE:

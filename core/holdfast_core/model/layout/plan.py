@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout.board import Board, Random, bits_of
+from holdfast_core.model.layout.buckets import Buckets
 from holdfast_core.model.layout.exchange import Exchange
 from holdfast_core.model.layout.explain import explain
 from holdfast_core.model.layout.shares import Bounds, Problem, best_shares, bounds_of, targets
@@ -131,8 +132,9 @@ def _solve(
     _shift_directly(board, goal, order, random)
     exchange = Exchange(board)
     _balance(board, exchange, goal, bounds)
-    exchange.reduce_movement(bounds)
     fresh = not any(former)
+    if not fresh:
+        exchange.reduce_movement(bounds)
     table = []
     for partition in range(problem.partitions):
         slots = list(board.slots(partition))
@@ -170,25 +172,38 @@ def _fill_vacancies(board: Board, goal: Sequence[int], order: Sequence[int], ran
     """
     problem = board.problem
     lacking = [max(0, want - have) for want, have in zip(goal, board.load, strict=False)]
-    zone_lacking = [sum(lacking[node] for node in problem.members(zone)) for zone in range(len(problem.zones))]
+    zones = Buckets([sum(lacking[node] for node in members) for members in problem.members])
+    # Nodes of a zone, by their place in it.
+    nodes = [Buckets([lacking[node] for node in members]) for members in problem.members]
+    place_of = {node: place for members in problem.members for place, node in enumerate(members)}
     open_nodes = sum(1 << node for node, lack in enumerate(lacking) if lack)
+
+    def best_of(candidates: int) -> int:
+        """Return a candidate, of which there are some, in the zone that lacks most."""
+        found: list[int] = []
+
+        def has_one(zone: int) -> bool:
+            members = problem.members[zone]
+            place = nodes[zone].pick(lambda place: bool(candidates >> members[place] & 1), random)
+            if place is None:
+                return False
+            found.append(members[place])
+            return True
+
+        zones.pick(has_one, random)
+        return found[-1]
+
     for partition in [p for p in order if p in board.held[board.vacant]]:
         for _ in range(board.held[board.vacant][partition]):
             candidates = board.allowed(partition, board.vacant) & open_nodes
             if not candidates:
                 break
-            best, best_key, ties = -1, (-1, -1, -1), 0
-            for node in bits_of(candidates):
-                key = (1 - board.cost(partition, node), zone_lacking[problem.zone_of[node]], lacking[node])
-                if key > best_key:
-                    best, best_key, ties = node, key, 1
-                elif key == best_key:
-                    ties += 1
-                    if not random.below(ties):
-                        best = node
+            best = best_of(candidates & board.before[partition] or candidates)
             board.replace(partition, board.vacant, best)
             lacking[best] -= 1
-            zone_lacking[problem.zone_of[best]] -= 1
+            zone = problem.zone_of[best]
+            zones.lower(zone)
+            nodes[zone].lower(place_of[best])
             if not lacking[best]:
                 open_nodes &= ~(1 << best)
 

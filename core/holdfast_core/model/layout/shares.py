@@ -30,6 +30,7 @@ class Problem:
         zones: names of the zones.
         partitions: number of partitions.
         replicas: owners a partition has; not more than there are nodes.
+        members: the nodes of each zone.
     """
 
     nodes: tuple[LayoutNode, ...]
@@ -37,13 +38,18 @@ class Problem:
     zones: tuple[str, ...]
     partitions: int
     replicas: int
+    members: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, nodes: Sequence[LayoutNode], *, partitions: int, replicas: int) -> Problem:
         """Number the zones of `nodes`, all of which have capacity."""
         zones = tuple(sorted({node.zone for node in nodes}))
         number = {zone: position for position, zone in enumerate(zones)}
-        return cls(tuple(nodes), tuple(number[node.zone] for node in nodes), zones, partitions, replicas)
+        zone_of = tuple(number[node.zone] for node in nodes)
+        members: list[list[int]] = [[] for _ in zones]
+        for node, zone in enumerate(zone_of):
+            members[zone].append(node)
+        return cls(tuple(nodes), zone_of, zones, partitions, replicas, tuple(map(tuple, members)))
 
     @property
     def slots_total(self) -> int:
@@ -60,14 +66,10 @@ class Problem:
         """Distinct zones that the owners of every partition are in, at least."""
         return min(self.replicas, len(self.zones))
 
-    def members(self, zone: int) -> list[int]:
-        """Return the nodes of a zone."""
-        return [node for node, number in enumerate(self.zone_of) if number == zone]
-
 
 def best_shares(problem: Problem) -> list[Fraction]:
     """Return the best number of slots of each node, as exact fractions that add up to all slots."""
-    members = [problem.members(zone) for zone in range(len(problem.zones))]
+    members = problem.members
     shares = [Fraction(0)] * len(problem.nodes)
     free = set(range(len(problem.zones)))
     remaining = Fraction(problem.slots_total)
@@ -92,7 +94,7 @@ def _breaks_bound(problem: Problem, zone_slots: Fraction | int) -> bool:
     return zone_slots < problem.partitions
 
 
-def _fill(problem: Problem, pool: list[int], total: Fraction, shares: list[Fraction]) -> None:
+def _fill(problem: Problem, pool: Sequence[int], total: Fraction, shares: list[Fraction]) -> None:
     """Divide `total` among `pool` by capacity, none above the number of partitions."""
     weight = sum(problem.nodes[node].capacity_bytes for node in pool)
     for node in sorted(pool, key=lambda n: problem.nodes[n].capacity_bytes, reverse=True):
@@ -124,12 +126,12 @@ def targets(problem: Problem, shares: Sequence[Fraction], bounds: Sequence[Bound
     """Return how many slots each node should end with: within its bounds, all slots together, within the zone rule,
     and as near to what it owns as that allows, because the distance is movement."""
     result = [min(max(have, bound.low), bound.high) for have, bound in zip(owned, bounds, strict=True)]
-    zone_slots = [sum(result[node] for node in problem.members(zone)) for zone in range(len(problem.zones))]
+    zone_slots = [sum(result[node] for node in members) for members in problem.members]
     for zone, slots in enumerate(zone_slots):
         if _breaks_bound(problem, Fraction(slots)):
             step = 1 if slots < problem.partitions else -1
             _adjust(
-                problem, shares, bounds, result, zone_slots, problem.members(zone), step, problem.partitions - slots
+                problem, shares, bounds, result, zone_slots, problem.members[zone], step, problem.partitions - slots
             )
     missing = problem.slots_total - sum(result)
     if missing:
@@ -144,7 +146,7 @@ def _adjust(
     bounds: Sequence[Bounds],
     result: list[int],
     zone_slots: list[int],
-    pool: list[int],
+    pool: Sequence[int],
     step: int,
     distance: int,
 ) -> None:
