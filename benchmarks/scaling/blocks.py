@@ -6,6 +6,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ def measure_blocks(folder: Path, sizes: tuple[int, ...], say: Callable[[str], No
                 sealer.seal(number.to_bytes(64, "big"), codec=Codec.STORED)
                 for number in range(count, min(size, count + _BATCH))
             ]
-            put_s += _timed(lambda blocks=blocks: store.put(TENANT, blocks))[0]
+            put_s += _timed(partial(store.put, TENANT, blocks))[0]
             kept += [block.id for block in random.Random(count).sample(blocks, len(blocks) // 100 + 1)]
             count += len(blocks)
         row = {"blocks": size, "put_us": 1e6 * put_s / max(1, size - before)} | _look(store, layout, kept)
