@@ -22,10 +22,10 @@ demo: setup ## run the main job on this machine and print what it measured
 	$(BIN)/holdfast demo
 
 test: setup programs ## run the whole suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: setup programs ## run the suite without the slow tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-sim: setup ## live through SEEDS simulated histories from seed FROM on, in JOBS processes
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --from $(FROM) --jobs $(JOBS)

@@ -25,13 +25,16 @@ from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_MAX, BATCH_
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.clock import Clock
+from holdfast_core.runtime.status import TRANSPORT_FACT
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
 UNSETTLED_BYTES_MAX: Final = 64 * MIB
 # Four times the target: a batch costs a node some milliseconds whatever is in it, and bytes in flight are bounded.
 _BATCH_BYTES: Final = 4 * BATCH_BYTES_TARGET
 OPEN_BATCHES_BYTES_MAX: Final = 24 * MIB
-_SUSPECT_TIMEOUT_S: Final = 3.0
+_ASK_TIMEOUT_S: Final = 3.0
+_STRAGGLER_S: Final = 5.0
+_LATE: Final = "DEADLINE_EXCEEDED"
 _REPLACEMENTS_MAX: Final = 8
 _ASKINGS_MAX: Final = 5
 _ASK_PAUSE_S: Final = 0.5
@@ -92,6 +95,7 @@ class Uploader:
         self._clock = clock
         self._stall_s = stall_s
         self._senders: dict[str, NodeSender] = {}
+        self._unasked: set[str] = set()
         self._open: dict[Placement, _OpenBatch] = {}
         self._open_bytes = 0
         self._unsettled: dict[int, Batch] = {}
@@ -129,7 +133,10 @@ class Uploader:
         if fresh:
             await self._place(fresh)
         while self._unsettled_bytes > UNSETTLED_BYTES_MAX:
-            await self._next_progress()
+            moved = await self._next_progress(_STRAGGLER_S)
+            if not moved and not self._below_quorum:
+                # What is in the way has its quorum and waits for a node that hangs: repair brings it there.
+                self.give_up()
         self._raise_failure()
 
     async def flush(self) -> None:
@@ -276,13 +283,12 @@ class Uploader:
         held: dict[str, set[bytes]] = {}
         async with plain_task_group() as tasks:
             for node, ids in questions.items():
-                if self._sender(node).dead is None:
+                if node not in self._unasked and self._sender(node).dead is None:
                     tasks.create_task(self._ask_node(node, ids, epoch, held))
         return held
 
     async def _ask_node(self, node: str, ids: Sequence[bytes], epoch: int, held: dict[str, set[bytes]]) -> None:
-        suspect, _ = self._pool.rank(node)
-        timeout_s = _SUSPECT_TIMEOUT_S if suspect else self._stall_s
+        timeout_s = min(self._stall_s, _ASK_TIMEOUT_S)
         for attempt in range(_ASKINGS_MAX):
             try:
                 verdicts = await self._pool.has_blocks(
@@ -292,6 +298,10 @@ class Uploader:
             except HoldfastError as error:
                 if error.code is ErrorCode.WRONG_EPOCH:
                     raise
+                if error.facts.get(TRANSPORT_FACT) == _LATE:
+                    # Slow, perhaps not gone: it is sent everything, and the stream's own patience decides.
+                    self._unasked.add(node)
+                    return
                 if error.code is not ErrorCode.NOT_READY or attempt + 1 == _ASKINGS_MAX:
                     self._sender(node).fail(error)
                     return
@@ -385,14 +395,21 @@ class Uploader:
                 self.sums.under_replicated_blocks += len(batch.block_ids)
         self._progress.set()
 
-    async def _next_progress(self) -> None:
+    async def _next_progress(self, timeout_s: float | None = None) -> bool:
+        """Wait for something to happen; returns whether it did in time."""
         # Cleared before anything is awaited: what happens from here on is not missed.
         self._progress.clear()
         self._raise_failure()
         await self._replace_if_stale()
+        moved = True
         if self._unsettled:
-            await self._progress.wait()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._progress.wait()
+            except TimeoutError:
+                moved = False
         self._raise_failure()
+        return moved
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -23,7 +23,7 @@ from holdfast_core.model.tree import DiffWalk, NewReferences, ObjectScan
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.blocks.presence import check_durable
-from holdfast_core.runtime.blocks.reader import BlockReader
+from holdfast_core.runtime.blocks.reader import REFUSED_FACT, REFUSED_KIND, BlockReader
 from holdfast_proto.v1.records_pb2 import ObjectRecord, VolumeRecord
 
 # Ids among which repeats are found and counted once; about 150 bytes each are in use.
@@ -193,6 +193,8 @@ class Barrier:
         except HoldfastError as error:
             if error.code is not ErrorCode.DENIED:
                 raise
+            if error.facts.get(REFUSED_FACT) != REFUSED_KIND:
+                raise _cut_off(error) from error
             raise HoldfastError(
                 ErrorCode.CORRUPT, "the tree names as an index node a block that is none", block_ids=node_ids
             ) from error
@@ -202,11 +204,25 @@ class Barrier:
         return walk.take()
 
     async def _ask(self, block_ids: Sequence[bytes], findings: Findings) -> None:
-        durability = await check_durable(self._pool, self._layouts, self._asker, block_ids)
+        try:
+            durability = await check_durable(self._pool, self._layouts, self._asker, block_ids)
+        except HoldfastError as error:
+            if error.code is not ErrorCode.DENIED:
+                raise
+            raise _cut_off(error) from error
         if durability.missing:
             raise not_durable(durability.missing)
         findings.checked += len(block_ids)
         findings.under_replicated += len(durability.under_replicated)
+
+
+def _cut_off(error: HoldfastError) -> HoldfastError:
+    """Return the error for nodes that refuse this coordinator's own capability: another coordinator may do better."""
+    return HoldfastError(
+        ErrorCode.UNREACHABLE,
+        f"storage nodes refuse this coordinator's capability; compare its clock with theirs: {error.message}",
+        block_ids=error.block_ids,
+    )
 
 
 def not_durable(block_ids: Sequence[bytes]) -> HoldfastError:

@@ -1,4 +1,4 @@
-"""Locks of recovery points: until one ends, nothing forgets its point or discards its VM (ADR 0132).
+"""Locks of recovery points: until one ends, nothing forgets its point or discards its VM (ADR 0131).
 
 Invariants:
     * Whoever removes a point compares its lock's key in the same transaction, so no lock comes in between unseen.

@@ -34,7 +34,7 @@ class ClusterKnowledge:
         self._verifier = CapabilityVerifier("", {})
         self._peer_capability = ""
         self._peers: Mapping[str, NodeStatus] = MappingProxyType({})
-        self._heard = False
+        self._registered: frozenset[str] | None = None
         if saved is not None:
             self.take(saved)
 
@@ -70,8 +70,8 @@ class ClusterKnowledge:
 
     @property
     def registered(self) -> frozenset[str] | None:
-        """The other nodes that are registered, None before the first answer in this process's life."""
-        return frozenset(self._peers) if self._heard else None
+        """The names of all nodes that the cluster has, None before the first answer in this process's life."""
+        return self._registered
 
     @property
     def peer_capability(self) -> str:
@@ -138,9 +138,10 @@ class ClusterKnowledge:
 
     def hear(self, response: HeartbeatResponse) -> None:
         """Take over what an answer says of the moment: the other nodes, and the token to call them with."""
-        self._heard = True
         self._peer_capability = response.peer_capability
         self._peers = MappingProxyType({node.node_id: node for node in response.nodes})
+        # No coordinator that knows of peers names none: it has just heard from this node.
+        self._registered = frozenset(self._peers) if self._peers else None
 
     def _check_placement(self, response: HeartbeatResponse) -> None:
         known = self.layout

@@ -44,6 +44,14 @@ RepairGentleness: TypeAlias = Annotated[
         help="After a piece of repair, so many times as long as it took is waited (0: never).",
     ),
 ]
+CompareEvery: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        envvar="HOLDFAST_COMPARE_EVERY",
+        metavar="SECONDS",
+        help="Time between two rounds in which what is held is compared with the other owners.",
+    ),
+]
 TlsCa: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CA", help="CA that signs all parties.")]
 TlsCert: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_CERT", help="Own certificate.")]
 TlsKey: TypeAlias = Annotated[Path | None, typer.Option(envvar="HOLDFAST_TLS_KEY", help="Key of that certificate.")]

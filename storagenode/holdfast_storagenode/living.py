@@ -59,17 +59,21 @@ def fenced_needed(layout: Layout) -> int:
     return layout.replicas - layout.write_quorum + 1
 
 
-def enough(
-    living: Living, partition: int, nodes: Collection[str], *, registered: Collection[str] | None = None
-) -> bool:
+def enough(living: Living, partition: int, nodes: Collection[str], registered: Collection[str] | None = None) -> bool:
     """Return whether `nodes` are enough owners of a partition in each older living layout for a sync of it.
 
-    Owners that are not `registered` any more were given up by an operator (ADR 0127): where fewer than are needed are
-    left, all that are left are enough, and what none of them has is lost. None means that it is not known who is.
+    `registered` are the nodes that the cluster still has, None where that is not known. An operator removes a node
+    whose blocks never come back; where too many are gone, all owners that are left have to be looked at, and that is
+    enough (ADR 0127).
     """
-    for layout in living.older:
-        owners = layout.owners_of(partition)
-        left = owners if registered is None else [owner for owner in owners if owner in registered]
-        if sum(owner in nodes for owner in left) < min(fenced_needed(layout), len(left)):
-            return False
-    return True
+    return all(_enough(layout, partition, nodes, registered) for layout in living.older)
+
+
+def _enough(layout: Layout, partition: int, nodes: Collection[str], registered: Collection[str] | None) -> bool:
+    owners, needed = layout.owners_of(partition), fenced_needed(layout)
+    if sum(owner in nodes for owner in owners) >= needed:
+        return True
+    if registered is None:
+        return False
+    left = [owner for owner in owners if owner in registered]
+    return len(left) < needed and all(owner in nodes for owner in left)

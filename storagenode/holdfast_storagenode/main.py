@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from typing import Final
 
-from holdfast_core.model.limits import SCRUB_PERIOD_S
+from holdfast_core.model.limits import ANTI_ENTROPY_INTERVAL_S, SCRUB_PERIOD_S
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.credentials import find_credential
 from holdfast_core.runtime.loaded import leave_out_what_is_loaded
@@ -37,6 +37,7 @@ def command(
     metrics: opt.Metrics = None,
     scrub_days: opt.ScrubDays = SCRUB_DAYS_DEFAULT,
     repair_gentleness: opt.RepairGentleness = GENTLENESS_DEFAULT,
+    compare_every: opt.CompareEvery = ANTI_ENTROPY_INTERVAL_S,
     tls_ca: opt.TlsCa = None,
     tls_cert: opt.TlsCert = None,
     tls_key: opt.TlsKey = None,
@@ -60,7 +61,7 @@ def command(
         tls=tls,
         plaintext_on_network=insecure_plaintext_on_network,
         metrics_bind=metrics,
-        healing=healing_options(scrub_days=scrub_days, gentleness=repair_gentleness),
+        healing=healing_options(scrub_days=scrub_days, gentleness=repair_gentleness, compare_every_s=compare_every),
     )
     options = EngineOptions(
         capacity_bytes=None if capacity is None else parse_size(capacity),

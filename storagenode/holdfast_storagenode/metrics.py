@@ -172,7 +172,7 @@ class _HealingCollector(Collector):
             ("partitions_synced", "Those of them that are synced.", healing.partitions_synced),
             ("partitions_at_risk", "Those that too few old owners answer for.", healing.partitions_at_risk),
             ("foreign_blocks", "Blocks of partitions owned in no living layout.", healing.foreign_blocks),
-            ("unrepaired_blocks", "Blocks that no peer could give.", len(healing.unrepaired_ids())),
+            ("unrepaired_blocks", "Blocks that no peer could give.", healing.unrepaired_count),
             ("scrub_ratio", "Share of blocks that this round of scrubbing has read.", healing.scrub_permille / 1000),
             ("scrubbed_seconds", "Unix time of the end of the last round.", healing.scrubbed_unix_ms / 1000),
         ):

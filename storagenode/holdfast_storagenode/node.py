@@ -32,11 +32,15 @@ from holdfast_storagenode.workers import Workers
 
 DEFAULT_ZONE: Final = "default"
 
-# Dead space of half a segment is worth a rewrite; looking for one costs next to nothing.
+# Dead space of half a segment is worth a rewrite; looking for one costs next to nothing. A full node takes
+# what it gets.
 _DEAD_FRACTION_MIN: Final = 0.5
+_DEAD_FRACTION_MIN_FULL: Final = 0.1
 _COMPACT_INTERVAL_S: Final = 30.0
+_COMPACT_INTERVAL_FULL_S: Final = 5.0
 # What frees less was mostly tombstones, which are carried on; doing the next at once would move them in a circle.
 _FREED_BYTES_MIN: Final = SEGMENT_BYTES_TARGET // 8
+_FREED_FRACTION: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,20 +193,26 @@ class StorageNode:
             group.create_task(run_workers(healing.workers, self._clock, self._log))
 
     async def _compact(self) -> None:
+        full = False
         while True:
-            await self._clock.sleep(_COMPACT_INTERVAL_S)
+            await self._clock.sleep(_COMPACT_INTERVAL_FULL_S if full else _COMPACT_INTERVAL_S)
             store = self._core.store if self._core.opened else None
             if not isinstance(store, CompactingStore):
                 continue
+            status = self._core.store_status()
+            full = status.full
+            # Where the capacity is small, so are its segments.
+            freed_min = min(_FREED_BYTES_MIN, max(1, status.capacity_bytes // _FREED_FRACTION))
             try:
-                while await self._compacted_bytes(store) >= _FREED_BYTES_MIN:
+                while await self._compacted_bytes(store, full=full) >= freed_min:
                     await self._clock.sleep(0)
             except HoldfastError as error:
                 # A full or failed disk: it shows in the status already, and the next try may do better.
                 self._log.warning("compaction failed", code=error.code.name, message=error.message)
 
-    async def _compacted_bytes(self, store: CompactingStore) -> int:
-        return await self._workers.run(store.compact, dead_fraction_min=_DEAD_FRACTION_MIN)
+    async def _compacted_bytes(self, store: CompactingStore, *, full: bool) -> int:
+        fraction = _DEAD_FRACTION_MIN_FULL if full else _DEAD_FRACTION_MIN
+        return await self._workers.run(store.compact, dead_fraction_min=fraction)
 
     async def _status(self) -> NodeStatus:
         address = self._settings.advertise or self._host.address

@@ -46,7 +46,7 @@ def test_no_reachable_quorum(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_an_etcd_that_is_down(tmp_path: Path) -> None:
     with EtcdCluster(members=1, tmp_path=tmp_path) as etcd:
-        store = await EtcdStore.open(etcd.endpoints, tls=None)
+        store = await EtcdStore.open(etcd.endpoints, tls=None, call_timeout_s=2.0)
         coordinator = EmbeddedCoordinator(nodes_expected=3, replicas=3, store=store, admin_token=TOKEN)
         address = await coordinator.start()
         try:

@@ -144,6 +144,7 @@ def test_restoring(up: Up, disk: Path, snapshot: str, tmp_path: Path, monkeypatc
         "files": [str(tmp_path / "b" / "root.raw"), str(tmp_path / "b" / "vm.json")],
         "fetched_bytes": told["fetched_bytes"],
         "kept_bytes": 0,
+        "damage": [],
     }
     assert 0 < told["fetched_bytes"] <= disk.stat().st_size
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""One in-memory cluster a test process, and a manager and a VM for each test."""
+"""One in-memory cluster a file of tests, and a manager and a VM for each test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.client.rig import Vm
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[MemoryCluster]:
-    """Three nodes that no test stops or damages."""
+    """Three nodes that no test stops or damages; a file's alone, since they keep in memory all that is ever stored."""
     with MemoryCluster() as cluster:
         yield cluster
 

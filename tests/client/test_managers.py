@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -123,6 +125,34 @@ def test_threads_share_a_manager(manager: StateManager, tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(6) as threads:
         assert all(threads.map(live, range(6)))
+
+
+_MANY_MANAGERS = """
+import os, sys
+from pathlib import Path
+from holdfast import StateManager
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def use():
+    with StateManager(sys.argv[1], token=sys.argv[2]) as manager:
+        manager.list_vms()
+
+use()
+use()
+before = resident_bytes()
+for _ in range(6):
+    use()
+print(resident_bytes() - before)
+"""
+
+
+def test_managers_one_after_another_take_no_more_memory(shared_cluster: MemoryCluster) -> None:
+    """Each used to leave 32 MiB behind, with the thread that it had run in."""
+    command = [sys.executable, "-c", _MANY_MANAGERS, shared_cluster.coordinator_address, shared_cluster.token]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 24 * MIB
 
 
 def test_a_closed_manager_says_so(shared_cluster: MemoryCluster) -> None:

@@ -27,6 +27,7 @@ from holdfast_proto.v1.blocks_pb2_grpc import BlockServiceStub
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import CONSISTENCY_OFFLINE, ClusterRecord, VolumeRecord
 from holdfast_storagenode.embedded import EmbeddedStorageNode
+from holdfast_storagenode.healing.workers import HealingOptions
 from tests.coordinator.rig import ADMIN_TOKEN, BLOCK_BYTES, Client, coordinator, eventually, master_keys, ring_of
 
 
@@ -180,7 +181,10 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(store: MetadataStore, *, nodes: int = 3, folder: Path | None = None) -> AsyncIterator[Cluster]:
-    """Run a coordinator with storage nodes `node-1`…, in memory or below a folder, and a VM `vm-1`."""
+    """Run a coordinator with storage nodes `node-1`…, in memory or below a folder, and a VM `vm-1`.
+
+    The nodes repair nothing: these tests say on which nodes a block is.
+    """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(coordinator(store, nodes=nodes, node_lease_ttl_s=2.0))
         running: dict[str, EmbeddedStorageNode] = {}
@@ -192,6 +196,7 @@ async def cluster(store: MetadataStore, *, nodes: int = 3, folder: Path | None =
                 heartbeat_s=0.2,
                 token=ADMIN_TOKEN,
                 data_dir=None if folder is None else folder / f"node-{number}",
+                healing=HealingOptions(enabled=False),
             )
             await node.start()
             stack.push_async_callback(node.stop, 0.2)

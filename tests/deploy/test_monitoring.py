@@ -12,6 +12,7 @@ from holdfast_coordinator.metrics import CoordinatorMetrics
 from holdfast_core.runtime.clock import SystemClock
 from holdfast_core.runtime.logs import get_log
 from holdfast_core.runtime.metrics import CallMetrics
+from holdfast_storagenode.healing.status import HealingStatus
 from holdfast_storagenode.memory import MemoryStore
 from holdfast_storagenode.metrics import NodeMetrics
 from tests.meta.tree import ROOT
@@ -30,7 +31,9 @@ def exported() -> set[str]:
     registry = CollectorRegistry()
     CallMetrics(registry)
     CoordinatorMetrics(registry, SystemClock())
-    NodeMetrics(registry, get_log("storagenode")).watch_store(MemoryStore(partition_of=lambda _: 0).status)
+    node = NodeMetrics(registry, get_log("storagenode"))
+    node.watch_store(MemoryStore(partition_of=lambda _: 0).status)
+    node.watch_healing(HealingStatus())
     return {metric.name + suffix for metric in registry.collect() for suffix in SUFFIXES[metric.type]}
 
 

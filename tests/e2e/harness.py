@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.commands import COMMANDS
+
 COMMAND = (sys.executable, "-m", "holdfast.cli.main")
 
 
@@ -127,6 +129,4 @@ def run(
     variables = environment()
     if coordinator is not None:
         variables["HOLDFAST_COORDINATOR"] = coordinator
-    return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, env=variables, timeout=110, check=False
-    )
+    return COMMANDS.run(arguments, stdin=stdin, environment=variables, timeout_s=110)

@@ -6,9 +6,10 @@ And the tokens that they share, as an operator would make them.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,25 +49,40 @@ class Tokens:
 
 
 class Service:
-    """One `holdfast coordinator` or `holdfast storagenode`; it keeps its port over restarts."""
+    """One `holdfast coordinator` or `holdfast storagenode`; it keeps its port over restarts.
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
-        self._name = name
+    `within` is a command that runs it somewhere else, as `ip netns exec NAME`; `variables` are set in its environment,
+    and may be changed between two starts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        bind: str = "127.0.0.1:0",
+        within: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self.variables = dict(variables or {})
         self._arguments = tuple(arguments)
-        self._log = log
-        self._bind = "127.0.0.1:0"
+        self._bind = bind
+        self._within = tuple(within)
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
 
     def start(self) -> Service:
         """Start it and wait for its line `listening HOST:PORT`."""
-        with self._log.open("a") as log:
+        with self.log.open("a") as log:
             process = subprocess.Popen(
-                [*COMMAND, *self._arguments, "--bind", self._bind],
+                [*self._within, *COMMAND, *self._arguments, "--bind", self._bind],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment(),
+                env=environment() | self.variables,
             )
         assert process.stdout is not None
         self._process = process
@@ -74,18 +90,33 @@ class Service:
         threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True).start()
 
         def listens() -> bool:
-            assert process.poll() is None, f"{self._name} ended: {self._log.read_text()[-2000:]}"
+            assert process.poll() is None, f"{self.name} ended: {self.log.read_text()[-2000:]}"
             return bool(lines)
 
-        eventually(listens, f"{self._name} listens")
+        eventually(listens, f"{self.name} listens")
         self.address = self._bind = lines[0].removeprefix("listening ").strip()
         return self
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
         """Kill it at once."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(timeout=20)
+
+    def pause(self) -> None:
+        """Stop it in its tracks: its connections stay open, and it does nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """End it by SIGTERM and return its exit code."""

@@ -13,7 +13,7 @@ import pytest
 
 from holdfast.aio import AsyncStateManager
 from holdfast.results import VolumeSpec
-from holdfast_core.model.access.permissions import TENANT_PERMISSIONS
+from holdfast_core.model.access.permissions import ADMIN_PERMISSIONS, TENANT_PERMISSIONS
 from holdfast_core.model.block import SealedBlock
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import BACKUP_PREFIX, OBJECT_PREFIX, SNAPSHOT_PREFIX, make_id
@@ -114,7 +114,9 @@ async def world() -> AsyncIterator[World]:
 
 async def set_policy(admin: Client, bindings: list[dict[str, str]]) -> None:
     """Give each principal its own tenant, whole."""
-    document = json.dumps({"format": 1, "roles": {"owner": sorted(TENANT_PERMISSIONS)}, "bindings": bindings})
+    document = json.dumps(
+        {"format": 1, "roles": {"owner": sorted(TENANT_PERMISSIONS - ADMIN_PERMISSIONS)}, "bindings": bindings}
+    )
     await admin.access("SetPolicy", access_pb2.SetPolicyRequest(document=document))
 
 

@@ -20,8 +20,11 @@ from holdfast_core.runtime.rules import all_rules, rule_of
 from holdfast_proto.v1.rules_pb2 import Rule
 from tests.meta.tree import text_of, tracked
 
-VERBS: Final = {"put", "get", "has", "scan", "delete", "status"}
+VERBS: Final = {"put", "get", "has", "scan", "delete", "status", "peer"}
 """What a capability may name."""
+
+OF_NODES: Final = {"BlockService", "PeerService"}
+"""Services of storage nodes, which ask for capabilities and keep no audit log."""
 
 FOREIGN: Final = {"etcd"}
 """Contracts of services that are not ours."""
@@ -51,7 +54,8 @@ def test_every_call_has_a_rule_that_the_guard_finds() -> None:
 def test_every_rule_asks_for_one_thing_that_exists() -> None:
     for name, method in methods().items():
         rule = rule_of(name) or Rule()
-        of_nodes = method.containing_service.name == "BlockService"
+        of_nodes = method.containing_service.name in OF_NODES
+        assert (rule.verb == "peer") == (method.containing_service.name == "PeerService"), name
         assert bool(rule.verb) == of_nodes, name
         assert bool(rule.permission) != of_nodes, name
         assert rule.verb in VERBS | {""}, name
@@ -72,7 +76,7 @@ def test_a_rule_is_of_the_cluster_or_of_tenants_and_not_of_both() -> None:
 
 def test_what_changes_or_reads_state_is_recorded() -> None:
     unrecorded = {name.rpartition("/")[2] for name in methods() if (rule := rule_of(name)) and not rule.recorded}
-    of_nodes = {method.name for method in methods().values() if method.containing_service.name == "BlockService"}
+    of_nodes = {method.name for method in methods().values() if method.containing_service.name in OF_NODES}
     assert unrecorded - of_nodes == {
         # What a cluster, its nodes and its clients do by themselves all the time; denied ones are recorded too.
         *("Heartbeat", "KeepAlive", "WatchCluster", "Locate"),
@@ -87,7 +91,7 @@ def test_only_known_calls_stream_their_answers() -> None:
     streams = {
         method.name
         for method in methods().values()
-        if method.server_streaming and method.containing_service.name != "BlockService"
+        if method.server_streaming and method.containing_service.name not in OF_NODES
     }
     assert streams == {"WatchCluster", "ExportAuditRecords"}
 

@@ -15,7 +15,7 @@ import pytest
 from holdfast import StateManager
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.block import Kind
-from holdfast_core.model.errors import ErrorCode
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_core.runtime.capability import CAPABILITY_METADATA_KEY
 from holdfast_proto.v1 import state_pb2
@@ -163,6 +163,24 @@ def test_nodes_that_keep_nothing_are_believed_about_data_until_somebody_reads_it
     assert vm.manager.verify(snapshot, node_only=True).blocks > 0
     for call in (lambda: vm.manager.verify(snapshot), lambda: vm.restored(snapshot)):
         assert error_of(call).code is ErrorCode.MISSING
+
+
+def test_a_node_that_refuses_to_check_its_copies_keeps_nobody_from_checking(
+    shared: MemoryCluster, vm: Vm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose clock is hours off; only what all refuse is refused."""
+
+    def refuse(*_: object, **__: object) -> list[Verdict]:
+        raise HoldfastError(ErrorCode.DENIED, "the capability has expired")
+
+    snapshot = vm.snapshot()
+    for number in range(NODES):
+        monkeypatch.setattr(store_of(shared, number), "has", refuse)
+        if number < NODES - 1:
+            report = vm.manager.survey(snapshot, node_only=True)
+            assert report.thin_blocks >= report.blocks > 0
+            assert not report.damage
+    assert error_of(lambda: vm.manager.survey(snapshot, node_only=True)).code is ErrorCode.DENIED
 
 
 def test_a_capability_that_a_node_saw_gives_sealed_blocks_and_deletes_nothing(shared: MemoryCluster, vm: Vm) -> None:

@@ -189,17 +189,17 @@ class Operator:
         node_id = self._dice.choice(list(self._cluster.nodes))
         draining = self._dice.random() < 0.6
         self._client.note(f"{'drains' if draining else 'undrains'} {node_id}")
-        await self._set(cluster_pb2.SetNodeRequest(node_id=node_id, draining=draining))
+        await self.set_node(cluster_pb2.SetNodeRequest(node_id=node_id, draining=draining))
 
     async def undrain(self, node_id: str) -> None:
         """Undrain a node."""
-        await self._set(cluster_pb2.SetNodeRequest(node_id=node_id, draining=False))
+        await self.set_node(cluster_pb2.SetNodeRequest(node_id=node_id, draining=False))
 
     async def set_weight(self) -> None:
         """Change a node's weight."""
         node_id = self._dice.choice(list(self._cluster.nodes))
         weight = self._dice.choice([0, 32 << 20, 128 << 20])
-        await self._set(cluster_pb2.SetNodeRequest(node_id=node_id, weight_bytes=weight))
+        await self.set_node(cluster_pb2.SetNodeRequest(node_id=node_id, weight_bytes=weight))
 
     async def add_node(self) -> None:
         """Bring a new node, and let the layout have it."""
@@ -232,7 +232,8 @@ class Operator:
                 request = cluster_pb2.RemoveNodeRequest(node_id=host.name, lost=True)
                 await self._call(lambda channel: ClusterServiceStub(channel).RemoveNode, request)
 
-    async def _set(self, request: cluster_pb2.SetNodeRequest) -> None:
+    async def set_node(self, request: cluster_pb2.SetNodeRequest) -> None:
+        """Change what is decided of a node."""
         await self._call(lambda channel: ClusterServiceStub(channel).SetNode, request)
 
     async def _call(self, method: Any, request: Any) -> Any:

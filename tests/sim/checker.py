@@ -30,6 +30,8 @@ from tests.sim.reach import Reach
 from tests.sim.world import World
 
 _VIOLATIONS_MAX: Final = 20
+# How old an owner's confirmation may be when a drop that relies on it is carried out.
+_CONFIRMED_S: Final = 20.0
 
 
 class Checker:
@@ -59,6 +61,7 @@ class Checker:
         self._living: tuple[Layout, ...] = ()
         self._layouts: dict[int, Layout] = {}
         self._grants: dict[int, None] = {}
+        self._collected: dict[tuple[str, Ref], float] = {}
         tables.observers.append(self._changed)
 
     def violate(self, invariant: int, what: str) -> None:
@@ -137,13 +140,16 @@ class Checker:
         self.spoilt.setdefault(ref, {})[node_id] = None
 
     def forgive(self) -> None:
-        """Take off the record what has been made good: blocks that every owner has again, or that are gone altogether.
+        """Take off the record what has been made good: copies that are whole again, or gone without being missed.
 
-        A rotten copy of something that nobody needs stays on it: until a scrub finds it, a session may lean on it.
+        A rotten copy stays on it, wherever it is: until a scrub finds it, its node will say that it has the block.
         """
         for ref, nodes in list(self.spoilt.items()):
-            gone = not self.referenced(ref) and not any(self._has_copy(node_id, ref) for node_id in nodes)
-            if gone or self.whole(ref):
+            settled = not self.referenced(ref) or self.whole(ref)
+            for node_id in list(nodes):
+                if self.intact(node_id, ref) or (settled and not self._has_copy(node_id, ref)):
+                    del nodes[node_id]
+            if not nodes:
                 del self.spoilt[ref]
 
     # Events on disks.
@@ -152,9 +158,16 @@ class Checker:
         """A node has removed its copy of a block: for a collection if there is a cut-off, else as foreign."""
         if cutoff is None:
             self._check_drop(node_id, ref)
+        else:
+            self._collected[node_id, ref] = self._world.loop.time()
         if self.referenced(ref) and not self.durable(ref):
             why = "dropped" if cutoff is None else f"deleted below {cutoff}"
             self.violate(3, f"{_name(ref)}, which is referenced, is not durable once {node_id} has {why} it")
+
+    def leaned(self, session_id: str, ref: Ref) -> None:
+        """A session was told that a block is durable."""
+        if session_id in self._sessions and not self.durable(ref):
+            self.violate(4, f"{session_id} was told that {_name(ref)} is durable, and it is not")
 
     def stamped_back(self, node_id: str, ref: Ref, before: int, now: int) -> None:
         """A copy counts as stamped with less than it did."""
@@ -206,8 +219,23 @@ class Checker:
         self.violate(9, f"{node_id} dropped {_name(ref)} under no grant, or its owners do not have it")
 
     def _known_to(self, owners: Iterable[str], ref: Ref) -> bool:
+        """Whether all owners said a moment ago that they have a block.
+
+        Rot that nobody has found yet is not theirs to know; and what was garbage when they said so may have been
+        collected since, and may be in use again since that.
+        """
         spoilt = self.spoilt.get(ref, {})
-        return all(owner in spoilt or self.intact(owner, ref) for owner in owners)
+        since_s = self._world.loop.time() - _CONFIRMED_S
+        return all(
+            self.intact(owner, ref)
+            or (owner in spoilt and self._looks_whole(owner, ref))
+            or self._collected.get((owner, ref), since_s) > since_s
+            for owner in owners
+        )
+
+    def _looks_whole(self, node_id: str, ref: Ref) -> bool:
+        copy = self._copy(node_id, ref)
+        return copy is not None and not copy.aside
 
     # Events in the metadata store.
 

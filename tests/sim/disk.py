@@ -68,10 +68,9 @@ class Disk:
         floors: stamp floors by partition.
         floor: of the whole store, from index rebuilds.
         rebuilt: whether the stamps are unknown since an index rebuild, or because the disk is new.
-        cutoff_seen: the highest cut-off of a delete.
         epoch: the newest collection epoch that was made durable.
         slow_s: what making a batch durable takes at most.
-        failing: whether it refuses every write.
+        stands_still: whether no batch becomes durable at the moment.
     """
 
     copies: dict[int, dict[Key, Copy]] = field(default_factory=dict)
@@ -79,15 +78,17 @@ class Disk:
     floors: dict[int, int] = field(default_factory=dict)
     floor: int = 0
     rebuilt: bool = True
-    cutoff_seen: int = 0
     epoch: int = 0
     capacity_bytes: int = CAPACITY_BYTES
     used_bytes: int = 0
     slow_s: float = 0.003
+    stands_still: bool = False
     under_way: list[_Batch] = field(default_factory=list)
     name: str = ""
     scrub: ScrubPlace = field(default_factory=ScrubPlace)
     watcher: DiskWatcher | None = None
+    block_count: int = 0
+    set_aside: dict[Key, None] = field(default_factory=dict)
     stamps_lost: dict[tuple[int, Key], int] = field(default_factory=dict)
 
     def find(self, partition: int, key: Key) -> Copy | None:
@@ -119,6 +120,7 @@ class Disk:
                 for copy in held.values():
                     copy.stamp = 0
                     copy.aside = False
+            self.set_aside.clear()
 
     def wipe(self) -> None:
         """Lose everything, as a disk that is replaced."""
@@ -127,7 +129,8 @@ class Disk:
         self.floors.clear()
         self.under_way.clear()
         self.stamps_lost.clear()
-        self.floor = self.cutoff_seen = self.epoch = self.used_bytes = 0
+        self.set_aside.clear()
+        self.floor = self.epoch = self.used_bytes = self.block_count = 0
         self.rebuilt = True
 
 
@@ -138,9 +141,11 @@ def keep(disk: Disk, partition: int, key: Key, data: bytes) -> bool:
     if copy is None:
         held[key] = Copy(data, 0)
         disk.used_bytes += len(data)
+        disk.block_count += 1
         return True
     if copy.aside:
         copy.data, copy.aside = data, False
+        disk.set_aside.pop(key, None)
         return True
     return False
 
@@ -157,6 +162,7 @@ class SimStore:
     def __init__(self, disk: Disk, process: Process, partition_of: PartitionOf, dice: random.Random) -> None:
         """Open the disk."""
         self.disk = disk
+        self._cutoffs: dict[int, int] = {}
         self._process = process
         self._partition_of = partition_of
         self._dice = dice
@@ -212,7 +218,7 @@ class SimStore:
         """See `BlockStore.delete`."""
         self._process.check_alive()
         if cutoff is not None:
-            self._see(cutoff)
+            self._see(tenant, cutoff)
         verdicts: list[Verdict] = []
         for block_id in ids:
             place = self._partition_of(block_id)
@@ -224,6 +230,8 @@ class SimStore:
             else:
                 del self.disk.copies[place][(tenant, block_id)]
                 self.disk.used_bytes -= len(copy.data)
+                self.disk.block_count -= 1
+                self.disk.set_aside.pop((tenant, block_id), None)
                 self.disk.stamps_lost.pop((place, (tenant, block_id)), None)
                 if self.disk.watcher is not None:
                     self.disk.watcher.deleted(self.disk.name, (tenant, block_id), cutoff)
@@ -269,8 +277,7 @@ class SimStore:
 
     def quarantined(self, *, limit: int) -> list[tuple[int, bytes]]:
         """See `BlockStore.quarantined`."""
-        aside = sorted(key for held in self.disk.copies.values() for key, copy in held.items() if copy.aside)
-        return aside[:limit]
+        return sorted(self.disk.set_aside)[:limit]
 
     @property
     def epoch(self) -> int:
@@ -300,8 +307,8 @@ class SimStore:
             capacity_bytes=disk.capacity_bytes,
             used_bytes=disk.used_bytes,
             free_bytes=free,
-            block_count=sum(map(len, disk.copies.values())),
-            quarantined_count=sum(copy.aside for held in disk.copies.values() for copy in held.values()),
+            block_count=disk.block_count,
+            quarantined_count=len(disk.set_aside),
             full=free < disk.capacity_bytes // 64,
             failed=False,
         )
@@ -325,7 +332,9 @@ class SimStore:
         self.disk.stamps_lost.clear()
 
     def _durable(self, batch: _Batch, done: Future[list[Verdict]]) -> None:
-        if self._process.alive:
+        if self.disk.stands_still:
+            self._process.world.loop.call_later(0.1, self._durable, batch, done)
+        elif self._process.alive:
             self.disk.under_way = [other for other in self.disk.under_way if other is not batch]
             done.set_result(self._write(batch))
 
@@ -350,15 +359,14 @@ class SimStore:
         if size > self.disk.capacity_bytes - self.disk.used_bytes:
             raise HoldfastError(ErrorCode.DISK_FULL, f"the node has no space for {size} bytes of blocks")
 
-    def _see(self, cutoff: int) -> None:
+    def _see(self, tenant: int, cutoff: int) -> None:
         if self.disk.rebuilt:
             raise HoldfastError(ErrorCode.NOT_READY, "the index was rebuilt, and no coordinator was heard of since")
-        if cutoff < self.disk.cutoff_seen:
+        seen = self._cutoffs[tenant] = max(cutoff, self._cutoffs.get(tenant, 0))
+        if cutoff < seen:
             raise HoldfastError(
-                ErrorCode.CONFLICT,
-                f"a collection with the cut-off {self.disk.cutoff_seen} was here already; this one has {cutoff}",
+                ErrorCode.CONFLICT, f"a collection with the cut-off {seen} was here already; this one has {cutoff}"
             )
-        self.disk.cutoff_seen = cutoff
 
     def _look(self, tenant: int, block_id: bytes, *, verify: bool) -> Verdict:
         if verify:
@@ -379,4 +387,5 @@ class SimStore:
             return verify(block_id, copy.data)
         except HoldfastError:
             copy.aside = True
+            self.disk.set_aside[tenant, block_id] = None
             return Verdict.CORRUPT

@@ -91,6 +91,7 @@ class History:
         )
         for host in self.cluster.nodes.values():
             host.disk.watcher = self.checker
+        self.cluster.oracle.on_lean = self.checker.leaned
         self.faults = Faults(self.cluster, self.checker, plan.danger)
         self._ending = False
 
@@ -240,12 +241,15 @@ def quiet() -> Iterator[None]:
     # Processes that crashed never end their coroutines, and Python says so when they are thrown away.
     sys.unraisablehook = lambda unraisable: None
     log.setLevel(logging.CRITICAL + 1)
+    # What was there before is never looked through again; what a world leaves behind goes when it has ended.
+    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
         gc.collect()
+        gc.unfreeze()
         log.setLevel(old_level)
         sys.unraisablehook = old_hook
 

@@ -109,15 +109,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        """Run the function now; its result is there in the next round."""
-        future = self.create_future()
-        try:
-            result = func(*args)
-        except Exception as error:  # noqa: BLE001  # what a thread raises is the waiter's, whatever it is
-            self.call_soon(_settle, future, None, error)
-        else:
-            self.call_soon(_settle, future, result, None)
-        return future
+        """Run the function in the next round."""
+
+        async def run() -> Any:
+            return func(*args)
+
+        return self.create_task(run())
 
     async def shutdown_default_executor(self) -> None:
         """There is none."""
@@ -235,12 +232,3 @@ def _turn(handle: asyncio.Handle) -> int:
     """Return the birth of the task that a callback steps; 0 for any other, which keep their order."""
     owner = getattr(handle._callback, "__self__", None)  # type: ignore[attr-defined]
     return owner.born if isinstance(owner, _SimTask) else 0
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

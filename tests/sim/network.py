@@ -44,8 +44,8 @@ class Weather:
     slow_s: float = 3.0
 
 
-Gate = Callable[[str, str, Any], Awaitable[None]]
-"""Holds a request (source, target, what) back where it arrives, until it returns; for scripted races."""
+Gate = Callable[[str, str, str, Any], Awaitable[None]]
+"""Holds a request (source, target, method, what) back where it arrives, until it returns; for scripted races."""
 
 
 class Network:
@@ -143,7 +143,7 @@ class Network:
     ) -> None:
         answer: Any
         if self.gate is not None:
-            await self.gate(source.name, process.name, request)
+            await self.gate(source.name, process.name, method, request)
             await process.here()
         try:
             answer = await process.handlers[method](request, source.name)

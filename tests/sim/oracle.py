@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ class Oracle:
         forgetting: ids of points and objects that somebody asked to forget.
         tenants: the tenant's name of every point and object.
         leaning: what each session was told is durable.
+        on_lean: hears of every such thing at the moment of it.
     """
 
     rings: dict[int, KeyRing] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Oracle:
     leaning: dict[str, dict[Ref, None]] = field(default_factory=dict)
     tenants: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
+    on_lean: Callable[[str, Ref], None] = lambda session_id, ref: None
 
     def ring(self, keys: TenantKeys) -> KeyRing:
         """Return the ring of a tenant; its keys never change within a history."""
@@ -51,6 +54,7 @@ class Oracle:
     def lean(self, session_id: str, ref: Ref) -> None:
         """Note that a session was told that a block is durable."""
         self.leaning.setdefault(session_id, {})[ref] = None
+        self.on_lean(session_id, ref)
 
     def complain(self, what: str) -> None:
         """Note that a client saw what it never may."""

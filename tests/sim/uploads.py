@@ -47,7 +47,7 @@ class Index:
 class Upload:
     """The blocks of one session, on their way to the owners of the newest layout that the client knows.
 
-    `asks` is how often it asks whether blocks are there before it sends them.
+    `asks` is how often it asks whether blocks are there before it sends them, `timeout_s` how long it waits for a node.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Upload:
         self.take(grant)
         self.durable: dict[bytes, None] = {}
         self.asks = 0.6
+        self.timeout_s = _PUT_TIMEOUT_S
 
     def take(self, grant: Grant) -> None:
         """Go on with a fresh grant."""
@@ -93,7 +94,7 @@ class Upload:
         async def ask(node_id: str, asked: Sequence[bytes]) -> None:
             try:
                 verdicts = await self._pool.has_blocks(
-                    node_id, b"".join(asked), self.capability, layout_epoch=layout.epoch, timeout_s=_PUT_TIMEOUT_S
+                    node_id, b"".join(asked), self.capability, layout_epoch=layout.epoch, timeout_s=self.timeout_s
                 )
             except HoldfastError as error:
                 if error.code is ErrorCode.WRONG_EPOCH:
@@ -118,7 +119,7 @@ class Upload:
                     [bodies[block_id] for block_id in ids],
                     self.capability,
                     layout_epoch=layout.epoch,
-                    timeout_s=_PUT_TIMEOUT_S,
+                    timeout_s=self.timeout_s,
                 )
             except HoldfastError as error:
                 if error.code is ErrorCode.WRONG_EPOCH:

@@ -110,7 +110,7 @@ class Fleet:
     Attributes:
         nodes: by name.
         down: nodes that coordinators say are down, and that nobody reaches.
-        removed: nodes that coordinators do not name any more.
+        removed: nodes that an operator removed.
         cut: pairs (from, to) that do not reach one another although both are up.
         epoch: the collection epoch.
         calls: (from, to, verb) of each call between nodes.
@@ -155,8 +155,11 @@ class Fleet:
         answer.CopyFrom(self._answer)
         answer.collection_epoch = self.epoch
         answer.peer_capability = "token"
-        registered = [name for name in self.nodes if name not in self.removed]
-        answer.nodes.extend(NodeStatus(node_id=name, address=name, up=name not in self.down) for name in registered)
+        answer.nodes.extend(
+            NodeStatus(node_id=name, address=name, up=name not in self.down)
+            for name in self.nodes
+            if name not in self.removed
+        )
         return answer
 
     def fresh_epoch_of(self, node_id: str) -> FreshEpoch:

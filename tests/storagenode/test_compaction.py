@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast_storagenode.segments.engine import SegmentStore
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.model.limits import KIB, MIB
+from holdfast_storagenode.segments.engine import EngineOptions, SegmentStore
 from holdfast_storagenode.store import Verdict
 from tests.storagenode.blocks import make_blocks
 from tests.storagenode.engines import Recorder, open_engine, plant_rot, segment_paths
@@ -59,6 +61,28 @@ def test_dead_space_comes_back_and_the_living_stay(tmp_path: Path, rebuild: bool
     third = open_engine(tmp_path)
     check(third)
     third.close()
+
+
+def test_a_small_store_that_is_full_of_garbage_gives_it_back(tmp_path: Path) -> None:
+    options = EngineOptions(capacity_bytes=24 * MIB, reserve_bytes=0)
+    store = open_engine(tmp_path, options=options)
+    blocks = make_blocks(400, size=64 * KIB)
+
+    def fill() -> None:
+        for block in blocks:
+            store.put(1, [block])
+
+    with pytest.raises(HoldfastError) as refused:
+        fill()
+    assert refused.value.code is ErrorCode.DISK_FULL
+    assert store.status().full
+    store.delete(1, [block.id for block in blocks])
+    while store.compact(dead_fraction_min=0.1) > MIB:
+        pass
+    assert not store.status().full
+    # What was written to last stays as it is until it is finished.
+    assert store.status().used_bytes < 3 * MIB
+    store.close()
 
 
 def test_a_tombstone_outlives_every_older_copy(tmp_path: Path) -> None:

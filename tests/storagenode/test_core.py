@@ -279,6 +279,13 @@ def test_how_many_old_owners_it_takes() -> None:
     assert not enough(living, 0, {"a", "d", "e"}), "one of the first layout"
     assert not enough(living, 0, {"a", "b"}), "two of the second"
     assert enough(Living((three,)), 0, set())
+    left = Living((everywhere(3, ["d", "e", "f"]), three))
+    assert not enough(left, 0, {"a"}, None), "who is registered is not known"
+    assert not enough(left, 0, {"a"}, {"a", "b", "d"})
+    assert enough(left, 0, {"a"}, {"a", "d"})
+    assert not enough(left, 0, {"a"}, {"c", "d"}), "the one that is left has to be looked at"
+    assert enough(left, 0, {"a", "b"}, {"c", "d"}), "what these two had is whole"
+    assert enough(left, 0, set(), {"d"}), "nothing is left to look at"
 
 
 def test_owners_that_were_given_up_are_not_waited_for() -> None:

@@ -98,6 +98,17 @@ async def test_one_owner_that_does_not_answer_keeps_everything_until_it_does() -
     assert fleet["a"].ids() == set()
 
 
+async def test_an_owner_that_is_down_is_not_even_asked() -> None:
+    fleet = await settled()
+    fleet.down.add("d")
+    fleet.tell(NEW, granted=2)
+    await fleet.beat()
+    fleet.calls.clear()
+    await fleet.settle("a")
+    assert fleet["a"].ids() == IDS
+    assert fleet.calls == []
+
+
 async def test_an_owner_that_knows_another_layout_keeps_everything() -> None:
     fleet = await settled()
     fleet.tell(NEW, granted=2)

@@ -98,6 +98,32 @@ async def test_a_block_that_two_old_owners_acknowledged_survives_the_loss_of_one
     assert (healing.synced_epoch, healing.partitions_at_risk) == (2, 0)
 
 
+async def test_owners_that_were_removed_for_good_are_not_waited_for() -> None:
+    fleet = await fleet_of_three()
+    await fleet.put("abc", BLOCKS[:20])
+    await fleet.put("bc", BLOCKS[20:])
+    fleet.tell(everywhere(2, ["d", "e", "f"]), everywhere(1, ["a", "b", "c"]))
+    fleet.down |= {"b", "c"}
+    await fleet.beat()
+    await fleet.settle("d")
+    healing = fleet["d"].core.healing
+    assert (healing.synced_epoch, healing.partitions_at_risk) == (0, 8)
+    # The one that was looked at and one that is gone are not the one that is left.
+    fleet.down.remove("c")
+    fleet.down.add("a")
+    fleet.removed |= {"a", "b"}
+    fleet.cut.add(("d", "c"))
+    await fleet.beat()
+    fleet.clock.advance(3)
+    await fleet.settle("d")
+    assert healing.synced_epoch == 0
+    fleet.cut.clear()
+    fleet.clock.advance(3)
+    await fleet.settle("d")
+    assert fleet["d"].ids() == IDS
+    assert (healing.synced_epoch, healing.partitions_at_risk) == (2, 0)
+
+
 async def test_the_floor_is_read_after_the_fences_and_raised_before_the_sync_counts() -> None:
     fleet = await fleet_of_three()
     fleet.epoch = 2
@@ -262,24 +288,6 @@ async def test_work_is_gentle_while_clients_are_there_and_copies_are_enough(live
     store.holdings = slow  # type: ignore[method-assign, assignment]
     pause_s = await fleet["a"].sync.step()
     assert (pause_s > 0) == (live == 3 and clients)
-
-
-async def test_an_old_owner_that_was_removed_is_not_waited_for() -> None:
-    fleet = await fleet_of_three()
-    await fleet.put(["a", "b", "c"], BLOCKS[:30])
-    await fleet.put(["a", "b"], BLOCKS[30:])
-    fleet.down |= {"a", "b"}
-    fleet.tell(everywhere(2, ["c", "d"]), everywhere(1, ["a", "b", "c"]))
-    await fleet.beat("c", "d")
-    await fleet.settle("d")
-    healing = fleet["d"].core.healing
-    assert (healing.synced_epoch, healing.partitions_at_risk) == (0, 8)
-    fleet.removed |= {"a", "b"}
-    await fleet.beat("c", "d")
-    fleet.clock.advance(3)
-    await fleet.settle("d")
-    assert (healing.synced_epoch, healing.partitions_at_risk) == (2, 0)
-    assert fleet["d"].ids() == {block.id for block in BLOCKS[:30]}, "what the owner that is left had"
 
 
 async def test_a_grant_may_come_and_go_while_the_layouts_stay() -> None:

@@ -79,11 +79,11 @@ def _taken(port: int) -> bool:
     return False
 
 
-def issue_tls(directory: Path) -> TlsFiles:
+def issue_tls(directory: Path, *, host: str = _HOST) -> TlsFiles:
     """Make a certificate authority and one certificate for both ends on this machine; return their files."""
     directory.mkdir(parents=True, exist_ok=True)
     authority = trustme.CA()
-    certificate = authority.issue_cert(_HOST, "localhost", common_name="holdfast")
+    certificate = authority.issue_cert(host, "localhost", common_name="holdfast")
     files = TlsFiles(ca=directory / "ca.pem", cert=directory / "cert.pem", key=directory / "key.pem")
     authority.cert_pem.write_to_path(files.ca)
     certificate.private_key_pem.write_to_path(files.key)
@@ -95,6 +95,7 @@ def issue_tls(directory: Path) -> TlsFiles:
 @dataclass(slots=True)
 class _Member:
     name: str
+    host: str
     client_port: int
     peer_port: int
     health_port: int
@@ -104,7 +105,7 @@ class _Member:
     def healthy(self) -> bool:
         """Whether the member answers and knows a leader."""
         try:
-            with urllib.request.urlopen(f"http://{_HOST}:{self.health_port}/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{self.host}:{self.health_port}/health", timeout=2) as answer:
                 return answer.status == 200 and b'"health":"true"' in answer.read()
         except OSError:
             return False
@@ -115,13 +116,14 @@ class EtcdCluster:
     """An etcd cluster below `tmp_path`. Use as a context manager, or call `start` and, in any case, `stop`.
 
     With `tls` the client side wants certificates of the cluster's own authority, whose files are `tls_files`.
-    `options` are further options of every member.
+    `options` are further options of every member; they listen on `host`, an address of this machine.
     """
 
     members: int
     tmp_path: Path
     tls: bool = False
     options: tuple[str, ...] = ()
+    host: str = _HOST
     tls_files: TlsFiles | None = None
     _members: list[_Member] = field(default_factory=list)
 
@@ -135,18 +137,18 @@ class EtcdCluster:
     @property
     def endpoints(self) -> list[str]:
         """HOST:PORT of every member, running or not."""
-        return [f"{_HOST}:{member.client_port}" for member in self._members]
+        return [f"{self.host}:{member.client_port}" for member in self._members]
 
     def start(self) -> None:
         """Start all members and wait until each is healthy."""
         if self.tls:
-            self.tls_files = issue_tls(self.tmp_path / "tls")
+            self.tls_files = issue_tls(self.tmp_path / "tls", host=self.host)
         for attempt in range(3):
             ports = free_ports(3 * self.members)
             triples = zip(ports[::3], ports[1::3], ports[2::3], strict=True)
             self._members = [
-                _Member(f"m{at}", client_port, peer_port, health_port, self.tmp_path / f"try{attempt}" / f"m{at}")
-                for at, (client_port, peer_port, health_port) in enumerate(triples)
+                _Member(f"m{at}", self.host, *triple, self.tmp_path / f"try{attempt}" / f"m{at}")
+                for at, triple in enumerate(triples)
             ]
             for position in range(self.members):
                 self.restart(position)
@@ -203,6 +205,15 @@ class EtcdCluster:
                 self._command(member), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
+    def restart_all(self) -> None:
+        """Start every member that does not run, let every paused one go on, and wait until all are healthy."""
+        for position, member in enumerate(self._members):
+            if member.process is None:
+                self.restart(position)
+            else:
+                self.resume(position)
+        self.wait_healthy()
+
     def stop(self) -> None:
         """Kill all members and wait until they are gone: their data is not for keeping, and a clean stop takes 7 s."""
         for position in range(len(self._members)):
@@ -229,12 +240,13 @@ class EtcdCluster:
             find_program("etcd"),
             f"--name={member.name}",
             f"--data-dir={member.directory / 'data'}",
-            f"--listen-client-urls={scheme}://{_HOST}:{member.client_port}",
-            f"--advertise-client-urls={scheme}://{_HOST}:{member.client_port}",
-            f"--listen-peer-urls=http://{_HOST}:{member.peer_port}",
-            f"--initial-advertise-peer-urls=http://{_HOST}:{member.peer_port}",
-            f"--listen-metrics-urls=http://{_HOST}:{member.health_port}",
-            "--initial-cluster=" + ",".join(f"{each.name}=http://{_HOST}:{each.peer_port}" for each in self._members),
+            f"--listen-client-urls={scheme}://{self.host}:{member.client_port}",
+            f"--advertise-client-urls={scheme}://{self.host}:{member.client_port}",
+            f"--listen-peer-urls=http://{self.host}:{member.peer_port}",
+            f"--initial-advertise-peer-urls=http://{self.host}:{member.peer_port}",
+            f"--listen-metrics-urls=http://{self.host}:{member.health_port}",
+            "--initial-cluster="
+            + ",".join(f"{each.name}=http://{self.host}:{each.peer_port}" for each in self._members),
             f"--initial-cluster-token={self._members[0].peer_port}",
             "--logger=zap",
             "--log-level=warn",

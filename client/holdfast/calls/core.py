@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from holdfast.background import LoopThread
-from holdfast.findings import RestoreReport
 from holdfast.remote import CoordinatorCalls
 from holdfast.results import Transfer
 from holdfast.sampling import check_sample
@@ -31,6 +31,7 @@ from holdfast_core.runtime.options import TlsFiles, parse_addresses
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.findings import RestoreReport
     from holdfast.images.point_image import PointImage
     from holdfast.reading import Reading
     from holdfast.serving import PointServer
@@ -227,11 +228,13 @@ def _read_key_file(path: Path) -> DataKey:
     return read_key_file(path)
 
 
+@functools.cache
 def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed instead of returning it to the system at every turn.
+    """Let the C library keep what is freed instead of returning it to the system at every turn; once a process.
 
     Batches of a megabyte come and go all the time, and where fresh pages are dear (2 ms a MB on a virtual machine) that
     is a tenth of all work. glibc learns its thresholds from the largest mapped block that was ever freed: one block of
-    nearly 32 MiB, never touched, is all it takes, and other C libraries do not mind.
+    nearly 32 MiB, never touched, is all it takes, and other C libraries do not mind. A second one would come out of the
+    memory that is now kept, all of it touched, and stay with the thread that asked for it.
     """
     bytes(_TEACHING_BYTES)

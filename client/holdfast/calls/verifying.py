@@ -5,7 +5,6 @@ from __future__ import annotations
 from holdfast.calls.core import AsyncCore, BlockingCore
 from holdfast.findings import ClusterVerifyReport, VerifyReport
 from holdfast.results import ProgressCallback
-from holdfast.verifying.everything import Everything
 from holdfast_core.model.names import check_id
 
 
@@ -46,6 +45,9 @@ class AsyncVerifyCalls(AsyncCore):
         Raises:
             HoldfastError: DENIED if something may be listed and not read; UNREACHABLE if no coordinator answers.
         """
+        # Loaded when it is asked for, as everything that reads.
+        from holdfast.verifying.everything import Everything
+
         return await Everything(self._reading, self._remote, node_only=node_only).check(progress)
 
 

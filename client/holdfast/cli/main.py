@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 import typer
@@ -80,11 +81,16 @@ def _holdfast(
     """Keep the state of stateless VMs: snapshot, back up incrementally, throw away, rebuild bit for bit."""
 
 
+@functools.cache
+def command() -> Callable[..., object]:
+    """The whole command line, made ready to take arguments; made once, since that takes a tenth of a second."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code; errors are told on stderr."""
     try:
-        command = typer.main.get_command(app)
-        code = command(args=list(arguments) or ["--help"], prog_name="holdfast", standalone_mode=False)
+        code = command()(args=list(arguments) or ["--help"], prog_name="holdfast", standalone_mode=False)
     except HoldfastError as error:
         say(error.message)
         return exit_code(error)

@@ -8,7 +8,7 @@ from typing import Protocol
 from holdfast.access import Access
 from holdfast.content import ContentDamage, ContentReader, Entry
 from holdfast.verifying.trees import Place
-from holdfast_core.model.errors import HoldfastError
+from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
 from holdfast_core.runtime.blocks.groups import plain_task_group
 from holdfast_core.runtime.blocks.pool import NodePool
@@ -100,9 +100,12 @@ class CopyCheck:
         for block_id, nodes in owners.items():
             for node in nodes:
                 questions.setdefault(node, []).append(block_id)
+        refused: dict[str, HoldfastError] = {}
         async with plain_task_group() as group:
-            tasks = {node: group.create_task(self._ask(node, asked)) for node, asked in questions.items()}
+            tasks = {node: group.create_task(self._ask(node, asked, refused)) for node, asked in questions.items()}
         answers = {node: task.result() for node, task in tasks.items()}
+        if refused and len(refused) == len(questions):
+            raise next(iter(refused.values()))
         missing, corrupt, unreachable = [], [], []
         thin = 0
         for block_id, nodes in owners.items():
@@ -117,12 +120,19 @@ class CopyCheck:
                 missing.append(block_id)
         return Unreadable(tuple(missing), tuple(corrupt), tuple(unreachable)), thin
 
-    async def _ask(self, node: str, ids: Sequence[bytes]) -> Mapping[bytes, int]:
-        """Return a verdict an id; nothing from a node that does not answer."""
+    async def _ask(
+        self, node: str, ids: Sequence[bytes], refused: dict[str, HoldfastError]
+    ) -> Mapping[bytes, int]:
+        """Return a verdict an id; nothing from a node that does not answer, or that says no, which goes to `refused`.
+
+        One node alone, whose clock is off or which is hostile, keeps nobody from checking.
+        """
         try:
             verdicts = await self._pool.has_blocks(node, b"".join(ids), self._access.capability(), verify=True)
         except HoldfastError as error:
-            if not error.retryable:
+            if error.code is ErrorCode.DENIED:
+                refused[node] = error
+            elif not error.retryable:
                 raise
             return {}
         return dict(zip(ids, verdicts, strict=True))

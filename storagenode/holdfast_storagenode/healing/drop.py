@@ -88,6 +88,11 @@ class Dropper:
         page = await self._next_page()
         if page is None:
             return False
+        peers = self._core.cluster.peers
+        down = [owner for owner in living.newest.owners_of(page.partition) if owner not in peers or not peers[owner].up]
+        if down:
+            self._note(f"storage node {down[0]} is down, and owns some of them")
+            return True
         epoch = await self._fresh_epoch()
         confirmed = await self._confirmed(living, page, epoch)
         # Nothing is awaited between this look and the delete's being handed over.

@@ -176,7 +176,7 @@ class SyncProgress:
         if living is None or not living.older:
             return 0
         return sum(
-            partition not in self._synced and not enough(living, partition, answered, registered=self._registered)
+            partition not in self._synced and not enough(living, partition, answered, self._registered)
             for partition, answered in self._answered.items()
         )
 
@@ -195,21 +195,20 @@ class SyncProgress:
     ) -> bool:
         """Take note of what is known now, and begin what that calls for; returns whether layouts changed.
 
-        `registered` says which nodes are, itself counted; None while that is not known (`living.enough`).
         A round over all partitions begins with the first call, after a change of layouts, and when it is due; after a
         node came up, one over those that are shared with it.
         """
         before, self._living = self._living, living
+        self._registered = registered
         up_before, self._up = self._up, up
-        given_up, self._registered = self._registered is not None and self._registered != registered, registered
         came_up = up - up_before
         changed = living is not before
-        if before is None or before.newest.epoch != living.newest.epoch:
-            self._owned = living.owned_by(self._node_id)
-            self._covered, self._answered = {}, {}
-            self._synced, self._floored = set(), set()
-            self._pending = {}
-        if changed or given_up:
+        if changed:
+            if before is None or before.newest.epoch != living.newest.epoch:
+                self._owned = living.owned_by(self._node_id)
+                self._covered, self._answered = {}, {}
+                self._synced, self._floored = set(), set()
+                self._pending = {}
             self._judge(self._covered)
         if changed or up != up_before:
             live = {self._node_id, *up}
@@ -264,7 +263,7 @@ class SyncProgress:
         for partition in partitions:
             # Without the floor the copies here may count as older than a session that leans on them.
             covered = self._covered.get(partition, frozenset())
-            if partition in self._floored and enough(living, partition, covered, registered=self._registered):
+            if partition in self._floored and enough(living, partition, covered, self._registered):
                 self._synced.add(partition)
 
     def _begin(self, partitions: Collection[int]) -> None:

@@ -17,6 +17,7 @@ from holdfast_core.model.block import SealedView, check_form, verify_view
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import BATCH_BLOCKS_MAX, BATCH_BYTES_TARGET, SEALED_BYTES_MAX
 from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.logs import Log
 from holdfast_storagenode.core import NodeCore
 from holdfast_storagenode.healing.courtesy import Courtesy
@@ -50,9 +51,10 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What came of a batch: ids that are durable here, ids without good bytes, ids whose bytes were wrong."""
+    """What came of a batch: what was lacking, what came meanwhile, what the peer did not give, what was wrong of it."""
 
-    kept: tuple[BlockEntry, ...]
+    fresh: tuple[BlockEntry, ...]
+    present: tuple[BlockEntry, ...]
     lost: tuple[bytes, ...]
     wrong: tuple[bytes, ...]
 
@@ -60,11 +62,21 @@ class _Kept:
 class Puller:
     """Pulls for one node; belongs to one event loop."""
 
-    def __init__(self, core: NodeCore, peers: Peers, fresh_epoch: FreshEpoch, log: Log, courtesy: Courtesy) -> None:
+    def __init__(
+        self,
+        core: NodeCore,
+        peers: Peers,
+        *,
+        fresh_epoch: FreshEpoch,
+        courtesy: Courtesy,
+        clock: Clock,
+        log: Log,
+    ) -> None:
         """Pull into `core` from `peers`; `fresh_epoch` is asked where a stamp is newer than what is known."""
         self._core = core
         self._peers = peers
         self._fresh_epoch = fresh_epoch
+        self._clock = clock
         self._log = log
         self._courtesy = courtesy
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
@@ -147,9 +159,9 @@ class Puller:
         verdicts = await self._core.executor.run(self._core.store.has, tenant, ids)
         for block_id, verdict in zip(ids, verdicts, strict=True):
             if verdict is Verdict.OK:
-                healing.whole_again(tenant, block_id)
+                healing.forget(tenant, block_id)
             else:
-                healing.unrepaired(tenant, block_id)
+                healing.unrepaired(tenant, block_id, now_s=self._clock.monotonic_s())
 
     def note_trouble(self, node_id: str, why: str, *, about: str = "blocks") -> None:
         """Log what is wrong with a peer, once until it changes; "" for nothing. `about` tells kinds apart."""
@@ -225,7 +237,9 @@ class Puller:
             return
         came = await self._core.executor.run(_keep, self._core.store, tenant, batch, items)
         healing = self._core.healing
-        for entry in came.kept:
+        for entry in came.present:
+            healing.forget(tenant, entry.block_id)
+        for entry in came.fresh:
             healing.repaired(tenant, entry.block_id, size_bytes=entry.length)
         if came.wrong:
             healing.wrong_blocks += len(came.wrong)
@@ -259,10 +273,13 @@ def _keep(store: BlockStore, tenant: int, batch: Sequence[BlockEntry], items: Se
             wrong.append(entry.block_id)
         else:
             good.setdefault(entry.stamp, []).append((replace(entry, length=len(block.data)), block))
+    fresh: list[BlockEntry] = []
+    present: list[BlockEntry] = []
     for stamp, blocks in good.items():
-        store.put(tenant, [block for _, block in blocks], stamp=stamp)
-    kept = tuple(entry for blocks in good.values() for entry, _ in blocks)
-    return _Kept(kept, tuple(lost), tuple(wrong))
+        verdicts = store.put(tenant, [block for _, block in blocks], stamp=stamp)
+        for (entry, _), verdict in zip(blocks, verdicts, strict=True):
+            (fresh if verdict is Verdict.OK else present).append(entry)
+    return _Kept(tuple(fresh), tuple(present), tuple(lost), tuple(wrong))
 
 
 def _verified(block_id: bytes, item: Fetched) -> SealedView | None:

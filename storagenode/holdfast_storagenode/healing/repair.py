@@ -95,14 +95,16 @@ class RepairWorker:
         for tenant, block_id in await self._core.executor.run(store.quarantined, limit=_QUARANTINED_MAX):
             self.add(tenant, [block_id])
         by_tenant: dict[int, list[bytes]] = {}
-        for tenant, block_id in healing.unrepaired_ids():
+        for tenant, block_id in healing.unrepaired_since():
             by_tenant.setdefault(tenant, []).append(block_id)
+        since = healing.unrepaired_since()
         for tenant, ids in by_tenant.items():
             verdicts = await self._core.executor.run(store.has, tenant, ids)
             for block_id, verdict in zip(ids, verdicts, strict=True):
-                # What is gone altogether was let go of, or is garbage; only a round of comparisons could tell.
-                if verdict is not Verdict.CORRUPT:
-                    healing.whole_again(tenant, block_id)
+                # What no round of comparisons has named for so long is garbage that went, or not this node's any more.
+                old = now_s > since[tenant, block_id] + 2 * self._again_s
+                if verdict is Verdict.OK or (verdict is Verdict.MISSING and old):
+                    healing.forget(tenant, block_id)
 
     async def _repair(self, living: Living, tenant: int, ids: Sequence[bytes]) -> None:
         core = self._core
@@ -125,7 +127,7 @@ class RepairWorker:
         for block_id in left:
             self._remember(tenant, block_id)
             if block_id in corrupt:
-                core.healing.unrepaired(tenant, block_id)
+                core.healing.unrepaired(tenant, block_id, now_s=self._clock.monotonic_s())
 
     def _sources(self, living: Living, ids: Sequence[bytes]) -> list[str]:
         """Return the nodes that are up and may hold one of `ids`, owners in the newest layout first."""

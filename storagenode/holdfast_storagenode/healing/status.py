@@ -42,26 +42,31 @@ class HealingStatus:
         self.handed_blocks = 0
         self.scrub_permille = 0
         self.scrubbed_unix_ms = 0
-        self._unrepaired: set[tuple[int, bytes]] = set()
+        self._unrepaired: dict[tuple[int, bytes], float] = {}
 
     def repaired(self, tenant: int, block_id: bytes, *, size_bytes: int) -> None:
-        """Count a block that came from a peer."""
+        """Count a block that came from a peer and was lacking."""
         self.repaired_blocks += 1
         self.repaired_bytes += size_bytes
-        self._unrepaired.discard((tenant, block_id))
+        self.forget(tenant, block_id)
 
-    def unrepaired(self, tenant: int, block_id: bytes) -> None:
+    def unrepaired(self, tenant: int, block_id: bytes, *, now_s: float) -> None:
         """Note that no peer that was reached could give a block which this node lacks, or holds corrupt."""
-        if len(self._unrepaired) < _UNREPAIRED_REMEMBERED_MAX:
-            self._unrepaired.add((tenant, block_id))
+        if len(self._unrepaired) < _UNREPAIRED_REMEMBERED_MAX or (tenant, block_id) in self._unrepaired:
+            self._unrepaired[tenant, block_id] = now_s
 
-    def whole_again(self, tenant: int, block_id: bytes) -> None:
-        """Note that a block is here, wherever it came from."""
-        self._unrepaired.discard((tenant, block_id))
+    def forget(self, tenant: int, block_id: bytes) -> None:
+        """Note that a block is here, wherever it came from, or is needed no longer."""
+        self._unrepaired.pop((tenant, block_id), None)
 
-    def unrepaired_ids(self) -> tuple[tuple[int, bytes], ...]:
-        """Return (tenant, id) of what `unrepaired` was told and what is not here yet."""
-        return tuple(self._unrepaired)
+    def unrepaired_since(self) -> dict[tuple[int, bytes], float]:
+        """Return by (tenant, id) when `unrepaired` was told last of what is not forgotten since."""
+        return dict(self._unrepaired)
+
+    @property
+    def unrepaired_count(self) -> int:
+        """How many that are."""
+        return len(self._unrepaired)
 
     def message(self, *, collection_epoch: int) -> NodeHealing:
         """Return the figures as heartbeats carry them."""
@@ -71,7 +76,7 @@ class HealingStatus:
             partitions_synced=self.partitions_synced,
             partitions_at_risk=self.partitions_at_risk,
             foreign_blocks=self.foreign_blocks,
-            unrepaired_blocks=len(self._unrepaired),
+            unrepaired_blocks=self.unrepaired_count,
             repaired_blocks=self.repaired_blocks,
             repaired_bytes=self.repaired_bytes,
             scrub_permille=self.scrub_permille,

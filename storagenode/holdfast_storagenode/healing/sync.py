@@ -119,6 +119,10 @@ class SyncWorker:
             "foreign_blocks": healing.foreign_blocks,
         }
 
+    def _registered(self) -> frozenset[str] | None:
+        registered = self._core.cluster.registered
+        return None if registered is None else registered | {self._core.node_id}
+
     def _begin(self, living: Living) -> None:
         self._began_s = self._clock.monotonic_s()
         self._log.info(
@@ -216,7 +220,7 @@ class SyncWorker:
         ready = [
             partition
             for partition in self._progress.without_floor(batch.partitions)
-            if enough(living, partition, self._fenced(living, told[partition]), registered=self._registered())
+            if enough(living, partition, self._fenced(living, told[partition]), self._registered())
         ]
         if ready:
             try:
@@ -228,10 +232,6 @@ class SyncWorker:
             self._note("")
             await self._core.executor.run(self._core.store.raise_floor, ready, epoch)
             self._progress.floored(ready)
-
-    def _registered(self) -> frozenset[str] | None:
-        others = self._core.cluster.registered
-        return None if others is None else others | {self._core.node_id}
 
     def _note(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

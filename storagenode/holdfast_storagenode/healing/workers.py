@@ -41,27 +41,35 @@ class HealingOptions:
         gentleness: while clients are at work, as many times as long as a piece of repair took is waited after it.
         interval_s: seconds between two rounds of comparisons with the peers.
         scrub_period_s: seconds in which every block is read and hashed once.
+        enabled: whether anything of it runs. Without it no layout ever settles: for tests of what happens before
+            anything heals.
     """
 
     gentleness: float = GENTLENESS_DEFAULT
     interval_s: float = ANTI_ENTROPY_INTERVAL_S
     scrub_period_s: float = SCRUB_PERIOD_S
+    enabled: bool = True
 
 
 HEALING_DEFAULT: Final = HealingOptions()
 
 
-def healing_options(*, scrub_days: float, gentleness: float) -> HealingOptions:
+def healing_options(
+    *, scrub_days: float, gentleness: float, compare_every_s: float = ANTI_ENTROPY_INTERVAL_S
+) -> HealingOptions:
     """Return the options as an operator gives them.
 
     Raises:
-        HoldfastError: INVALID_ARGUMENT for a period that is not above 0, or a gentleness below it.
+        HoldfastError: INVALID_ARGUMENT for a period that is not above 0, rounds less than a second apart, or a
+            gentleness below 0.
     """
     if not (0 < scrub_days < math.inf and 0 <= gentleness < math.inf):
         raise HoldfastError(
             ErrorCode.INVALID_ARGUMENT, "the days of a scrub are more than 0, and gentleness is 0 or more"
         )
-    return HealingOptions(gentleness=gentleness, scrub_period_s=scrub_days * DAY_S)
+    if not 1 <= compare_every_s < math.inf:
+        raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "rounds of comparisons are at least a second apart")
+    return HealingOptions(gentleness=gentleness, interval_s=compare_every_s, scrub_period_s=scrub_days * DAY_S)
 
 
 class Healing:
@@ -87,7 +95,7 @@ class Healing:
         """Put it together; nothing runs yet."""
         fresh = _passing(fresh_epoch)
         courtesy = Courtesy(core, clock, gentleness=options.gentleness)
-        puller = Puller(core, peers, fresh, log, courtesy)
+        puller = Puller(core, peers, fresh_epoch=fresh, courtesy=courtesy, clock=clock, log=log)
         dropper = Dropper(core, peers, fresh_epoch=fresh, clock=clock, log=log)
         self.peer_side = PeerSide(core, fresh)
         self.repair = RepairWorker(core, puller, courtesy=courtesy, clock=clock, again_s=options.interval_s)
@@ -103,7 +111,8 @@ class Healing:
             interval_s=options.interval_s,
         )
         scrub = ScrubWorker(core, home, courtesy=courtesy, clock=clock, log=log, period_s=options.scrub_period_s)
-        self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in (sync, self.repair, scrub))
+        chosen = (sync, self.repair, scrub) if options.enabled else ()
+        self.workers: tuple[Worker, ...] = tuple(_WhileDiskWorks(each, core) for each in chosen)
 
 
 class _WhileDiskWorks:

@@ -51,7 +51,7 @@ class EngineOptions:
     Attributes:
         capacity_bytes: bytes that segments may take; None for the whole file system.
         reserve_bytes: bytes of the file system to leave free; None for a twentieth, at most 1 GiB.
-        segment_bytes: length at which a segment is finished and the next begun.
+        segment_bytes: length at which a segment is finished and the next begun; less where the capacity is small.
         checkpoint_entries: changes after which the index is written.
         checkpoint_bytes: bytes of log after which the index is written.
     """
@@ -92,7 +92,11 @@ class SegmentStore:
             self._index, self._table, entries=options.checkpoint_entries, size_bytes=options.checkpoint_bytes
         )
         appender = Appender(
-            files, disk, segment=recovered.segment, offset=recovered.offset, segment_bytes=options.segment_bytes
+            files,
+            disk,
+            segment=recovered.segment,
+            offset=recovered.offset,
+            segment_bytes=space.segment_bytes(options.segment_bytes),
         )
         self._committer = GroupCommitter(
             table=self._table,

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
-from holdfast_core.model.limits import BATCH_BYTES_MAX, GIB
+from holdfast_core.model.limits import BATCH_BYTES_MAX, GIB, MIB
 from holdfast_storagenode.segments.disk import Disk
 
 RESERVE_BYTES_MAX: Final = 1 * GIB
+
+# The segment that is written to gives nothing back before it is finished; so it is a small part of what there is.
+_SEGMENTS_MIN: Final = 16
+_SEGMENT_BYTES_MIN: Final = 1 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,10 @@ class Space:
             capacity_bytes=size_bytes if capacity_bytes is None else capacity_bytes,
             reserve_bytes=min(RESERVE_BYTES_MAX, size_bytes // 20) if reserve_bytes is None else reserve_bytes,
         )
+
+    def segment_bytes(self, wanted_bytes: int) -> int:
+        """Return the length at which a segment is finished: `wanted_bytes`, or less where the capacity is small."""
+        return min(wanted_bytes, max(_SEGMENT_BYTES_MIN, self.capacity_bytes // _SEGMENTS_MIN))
 
     def free_bytes(self, used_bytes: int) -> int:
         """Return what may still be written, never negative; `used_bytes` is what segments hold or are about to."""

@@ -24,6 +24,9 @@ from holdfast_proto.v1.common_pb2 import NodeStatus
 
 CAPABILITY_KEY: Final = "holdfast-capability"
 PENALTY_S: Final = 5.0
+PENALTY_S_MAX: Final = 60.0
+SLOW_FACT: Final = "slow"
+"""Marks the error of a node that may still answer, if one waits longer."""
 
 _SERVICE: Final = "/holdfast.v1.BlockService/"
 
@@ -51,6 +54,7 @@ class NodePool:
         self._clock: Clock = clock or SystemClock()
         self._nodes: dict[str, NodeStatus] = {}
         self._penalty_until_s: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}
         self._closed = False
 
@@ -96,8 +100,15 @@ class NodePool:
         return suspect, self._in_flight.get(node_id, 0)
 
     def failed(self, node_id: str) -> None:
-        """Note that a node did not answer: for a few seconds others are asked first."""
-        self._penalty_until_s[node_id] = self._clock.monotonic_s() + PENALTY_S
+        """Note that a node did not answer: for a few seconds others are asked first, for longer each time in a row."""
+        failures = self._failures[node_id] = self._failures.get(node_id, 0) + 1
+        penalty_s = min(PENALTY_S_MAX, PENALTY_S * 2.0 ** min(failures - 1, 8))
+        self._penalty_until_s[node_id] = self._clock.monotonic_s() + penalty_s
+
+    def answered(self, node_id: str) -> None:
+        """Note that a node answers: whatever it failed at is over."""
+        if self._failures.pop(node_id, 0):
+            self._penalty_until_s.pop(node_id, None)
 
     async def get_blocks(
         self, node_id: str, block_ids: Sequence[bytes], capability: str, *, timeout_s: float = RPC_TIMEOUT_S
@@ -119,6 +130,7 @@ class NodePool:
             while True:
                 async with asyncio.timeout(timeout_s):
                     answer = await call.read()
+                self.answered(node_id)
                 if answer is grpc.aio.EOF:
                     break
                 yield cast("GetAnswer", answer)
@@ -126,7 +138,8 @@ class NodePool:
             raise self._told(node_id, error) from error
         except TimeoutError as error:
             self.failed(node_id)
-            raise _unreachable(node_id, f"did not answer within {timeout_s:g} s") from error
+            slow = _unreachable(node_id, f"did not answer within {timeout_s:g} s")
+            raise HoldfastError(slow.code, slow.message, facts={**slow.facts, SLOW_FACT: "yes"}) from error
         finally:
             self._in_flight[node_id] -= 1
             call.cancel()
@@ -157,6 +170,7 @@ class NodePool:
             answer = await method(request, metadata=((CAPABILITY_KEY, capability),), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise self._told(node_id, error) from error
+        self.answered(node_id)
         verdicts: bytes = answer.verdicts
         if len(verdicts) * 32 != len(block_ids):
             raise HoldfastError(ErrorCode.INTERNAL, f"storage node {node_id} answered for another number of blocks")

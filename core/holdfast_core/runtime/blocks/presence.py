@@ -6,7 +6,8 @@ that do not answer count neither way: if they could decide it, the question stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -18,6 +19,8 @@ from holdfast_core.runtime.blocks.pool import NodePool
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
 IDS_PER_QUESTION = 16_384
+PATIENCE_S: Final = 2.0
+SUSPECT_PATIENCE_S: Final = 0.25
 
 Owners: TypeAlias = tuple[tuple[str, ...], ...]
 """Owners of a block in each living layout, newest first."""
@@ -65,15 +68,39 @@ async def check_durable(
     held: dict[str, set[bytes]] = {}
     silent: dict[str, HoldfastError] = {}
     epoch = layouts[0].epoch
-    async with plain_task_group() as tasks:
-        for node_id, asked in questions.items():
-            tasks.create_task(_ask(pool, node_id, asked, capability, epoch, held, silent))
+    async with plain_task_group() as running:
+        tasks = {
+            node_id: running.create_task(_ask(pool, node_id, asked, capability, epoch, held, silent))
+            for node_id, asked in questions.items()
+        }
+        suspect = any(pool.rank(node_id)[0] for node_id in tasks)
+        _, pending = await asyncio.wait(tasks.values(), timeout=SUSPECT_PATIENCE_S if suspect else PATIENCE_S)
+        while pending and not _decided(ids, layouts, held):
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        # A node whose disk hangs does not hold up what the others have decided.
+        for node_id, task in tasks.items():
+            if task in pending:
+                task.cancel()
+                pool.failed(node_id)
+                silent[node_id] = HoldfastError(ErrorCode.UNREACHABLE, f"storage node {node_id} is slow")
     # Nearly always every owner holds everything; ids are then looked at by the thousand and not one by one.
     doubtful: set[bytes] = set()
     for owners, group in by_owners.items():
         if not any(all(held.get(node_id, _NONE).issuperset(group) for node_id in nodes) for nodes in owners):
             doubtful.update(group)
     return _judge([block_id for block_id in ids if block_id in doubtful] if doubtful else (), layouts, held, silent)
+
+
+def _decided(ids: Sequence[bytes], layouts: Sequence[Layout], held: Mapping[str, set[bytes]]) -> bool:
+    """Return whether every id is known to be durable, whatever those say that have not answered."""
+    return all(
+        any(
+            sum(block_id in held.get(node_id, _NONE) for node_id in layout.owners_of_block(block_id))
+            >= layout.write_quorum
+            for layout in layouts
+        )
+        for block_id in ids
+    )
 
 
 def _by_owners(ids: Iterable[bytes], layouts: Sequence[Layout]) -> dict[Owners, list[bytes]]:

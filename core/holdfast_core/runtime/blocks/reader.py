@@ -8,6 +8,9 @@ that verifies them itself in a worker thread and names those it refuses, which t
 Owners let go of blocks once a newer layout has settled (docs/healing.md), which a reader under older layouts would take
 for damage. So nothing is concluded before the layouts were looked at again after the last owner answered: where they
 changed, the new owners are asked; where they go on changing, the ids count as unreachable and not as lost.
+
+An owner whose disk hangs answers nothing and refuses nothing. So one is waited for a little while the others are not
+tried, and asked again, with patience, for what none of them gave (ADR 0133).
 """
 
 from __future__ import annotations
@@ -17,20 +20,26 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from holdfast_core.model.block import SealedBlock, verify
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.layout import Layout
-from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB
+from holdfast_core.model.limits import ERROR_BLOCK_IDS_MAX, MIB, RPC_TIMEOUT_S
 from holdfast_core.runtime.blocks.groups import plain_task_group
-from holdfast_core.runtime.blocks.pool import NodePool
+from holdfast_core.runtime.blocks.pool import SLOW_FACT, NodePool
 from holdfast_core.runtime.blocks.wire import GetAnswer
 from holdfast_proto.v1.blocks_pb2 import VERDICT_CORRUPT, VERDICT_DENIED, VERDICT_OK
 
 REQUEST_BYTES: Final = 8 * MIB
 REQUESTS_IN_FLIGHT: Final = 6
 REFRESHES_MAX: Final = 4
+PATIENCE_S: Final = 2.0
+
+REFUSED_FACT: Final = "refused"
+"""Fact of an error DENIED that says what was refused, where that was not the capability as a whole."""
+REFUSED_KIND: Final = "kind"
+"""The block is of a kind that the capability does not cover."""
 
 Consumer = Callable[[Sequence[bytes], Sequence[memoryview]], Sequence[bytes]]
 """Takes ids and bodies in a worker thread; verifies, uses them, and returns the ids whose bytes it refuses."""
@@ -82,9 +91,17 @@ class _Trial:
     """What one id has been through."""
 
     tried: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)
     corrupt: bool = False
     unreachable: bool = False
     denied: HoldfastError | None = None
+
+
+class _Owner(NamedTuple):
+    """A node to ask, and whether it is waited for as long as for any call."""
+
+    node_id: str
+    patient: bool
 
 
 class BlockReader:
@@ -189,12 +206,12 @@ class BlockReader:
             groups = self._assign(pending, layouts, trials, spent)
             rest: list[bytes] = []
             requests = [
-                (node_id, ids[at : at + ids_per_request])
-                for node_id, ids in groups.items()
+                (owner, ids[at : at + ids_per_request])
+                for owner, ids in groups.items()
                 for at in range(0, len(ids), ids_per_request)
             ]
             async with plain_task_group() as group:
-                tasks = [group.create_task(self._request(node, ids, consumer, trials)) for node, ids in requests]
+                tasks = [group.create_task(self._request(owner, ids, consumer, trials)) for owner, ids in requests]
             for task in tasks:
                 left, error = task.result()
                 rest.extend(left)
@@ -208,9 +225,9 @@ class BlockReader:
         layouts: Sequence[Layout],
         trials: dict[bytes, _Trial],
         spent: dict[bytes, _Trial],
-    ) -> dict[str, list[bytes]]:
-        """Give each pending id to its best untried owner; ids without one move to `spent`."""
-        groups: dict[str, list[bytes]] = {}
+    ) -> dict[_Owner, list[bytes]]:
+        """Give each pending id to its best untried owner, or else to a slow one; ids without one move to `spent`."""
+        groups: dict[_Owner, list[bytes]] = {}
         ranks = {
             node_id: self._pool.rank(node_id)
             for layout in layouts
@@ -219,32 +236,40 @@ class BlockReader:
         }
         for block_id in pending:
             trial = trials.get(block_id)
-            best = ""
-            best_key: tuple[bool, int, int] | None = None
+            best: _Owner | None = None
+            best_key: tuple[bool, bool, int, int] | None = None
             for age, layout in enumerate(layouts):
                 for node_id in layout.owners_of_block(block_id):
-                    if trial is not None and node_id in trial.tried:
+                    slow = trial is not None and node_id in trial.slow
+                    if trial is not None and node_id in trial.tried and not slow:
                         continue
                     suspect, busy = ranks[node_id]
-                    key = (suspect, age, busy + len(groups.get(node_id, ())))
+                    owner = _Owner(node_id, slow)
+                    key = (slow, suspect, age, busy + len(groups.get(owner, ())))
                     if best_key is None or key < best_key:
-                        best, best_key = node_id, key
-            if best:
-                groups.setdefault(best, []).append(block_id)
-            else:
+                        best, best_key = owner, key
+            if best is None:
                 spent[block_id] = trial or _Trial()
+                continue
+            if trial is not None:
+                trial.slow.discard(best.node_id)
+            groups.setdefault(best, []).append(block_id)
         return groups
 
     async def _request(
-        self, node_id: str, ids: Sequence[bytes], consumer: Consumer, trials: dict[bytes, _Trial]
+        self, owner: _Owner, ids: Sequence[bytes], consumer: Consumer, trials: dict[bytes, _Trial]
     ) -> tuple[list[bytes], HoldfastError | None]:
         """Ask one node; returns the ids that it did not give, with their trials noted, and why it failed if it did."""
+        node_id = owner.node_id
+        timeout_s = RPC_TIMEOUT_S if owner.patient else PATIENCE_S
         left: list[bytes] = []
         answered = 0
         error: HoldfastError | None = None
         async with self._slots:
             try:
-                async with aclosing(self._pool.get_blocks(node_id, ids, self._capability())) as answers:
+                async with aclosing(
+                    self._pool.get_blocks(node_id, ids, self._capability(), timeout_s=timeout_s)
+                ) as answers:
                     async for answer in answers:
                         here = ids[answered : answered + len(answer.verdicts)]
                         if answer.first != answered or len(here) != len(answer.verdicts):
@@ -257,11 +282,15 @@ class BlockReader:
                 if failure.code is not ErrorCode.UNREACHABLE and not _another_may_answer(failure):
                     raise
                 error = failure
-                self._pool.failed(node_id)
+                if SLOW_FACT not in failure.facts:
+                    self._pool.failed(node_id)
         for block_id in ids[answered:]:
             trial = trials.setdefault(block_id, _Trial())
             trial.tried.add(node_id)
-            trial.unreachable = True
+            if not owner.patient and error is not None and SLOW_FACT in error.facts:
+                trial.slow.add(node_id)
+            else:
+                trial.unreachable = True
             if error is not None and error.code is ErrorCode.DENIED:
                 trial.denied = error
             left.append(block_id)
@@ -290,7 +319,11 @@ class BlockReader:
             trial = trials.setdefault(block_id, _Trial())
             trial.tried.add(node_id)
             if verdict == VERDICT_DENIED:
-                trial.denied = HoldfastError(ErrorCode.DENIED, "the capability does not cover blocks of this kind")
+                trial.denied = HoldfastError(
+                    ErrorCode.DENIED,
+                    "the capability does not cover blocks of this kind",
+                    facts={REFUSED_FACT: REFUSED_KIND},
+                )
             trial.corrupt = trial.corrupt or verdict == VERDICT_CORRUPT
             left.append(block_id)
         if got_ids:
