@@ -73,23 +73,24 @@ class _Course:
 
     def run(self) -> dict[str, Any]:
         client, sizes = self._client, self._sizes
-        client.turn()
-        undisturbed = self._turns()
-        scrubbed = client.speeds(self._during_a_scrub())
-        self._say_speeds("during a scrub", scrubbed)
         self._hasten()
         copies_s = [durable_copy_s(self._processes.folder, sizes.node_bytes)]
         repair = self._loss_of(_LOST)
         copies_s.append(durable_copy_s(self._processes.folder, sizes.node_bytes))
         self._say(
             f"repair: {repair.changed_s:.1f} s from the layout change, {repair.lost_s:.1f} s from the loss, "
-            f"{repair.cpu_s:.1f} CPU s, {repair.repaired_bytes / 1e6:.0f} MB; plain copies {copies_s} s"
+            f"{repair.cpu_s:.1f} CPU s, {repair.repaired_bytes / 1e6:.0f} MB; plain copies "
+            + ", ".join(f"{copy_s:.1f} s" for copy_s in copies_s)
         )
+        growth_s = self._growth()
+        self._say(f"growth: {growth_s:.1f} s until the new node has its share, and the others have let go of it")
+        client.turn()
+        undisturbed = self._turns()
+        scrubbed = client.speeds(self._during_a_scrub())
+        self._say_speeds("during a scrub", scrubbed)
         undisturbed += self._turns()
         before = client.speeds(undisturbed)
         self._say_speeds("undisturbed", before)
-        growth_s = self._growth()
-        self._say(f"growth: {growth_s:.1f} s until the new node has its share, and the others have let go of it")
         beside, repaired = self._during_a_repair()
         beside_speeds = client.speeds(beside)
         self._say_speeds("during a repair", beside_speeds)
@@ -128,15 +129,19 @@ class _Course:
         self._processes.stop("coordinator")
         self._processes.coordinator_options = ("--out-after", str(OUT_AFTER_S))
         self._processes.start_coordinator()
-        wait(lambda: all(node.up for node in self._manager.cluster_status().nodes), "all nodes are back")
-        wait(lambda: whole(self._manager), "all nodes are back")
+        self._wait_back()
+
+    def _wait_back(self) -> None:
+        def back() -> bool:
+            return all(node.up or node.out for node in self._manager.cluster_status().nodes) and whole(self._manager)
+
+        wait(back, "all nodes are back")
 
     def _restart(self, *options: str) -> None:
-        for node_id in self._processes.node_ids:
+        for node_id in sorted(set(self._processes.running) - {"coordinator"}):
             self._processes.stop(node_id)
             self._processes.start_node(node_id, *options)
-        wait(lambda: all(node.up for node in self._manager.cluster_status().nodes), "all nodes are back")
-        wait(lambda: whole(self._manager), "all nodes are back")
+        self._wait_back()
 
     def _loss_of(self, node_id: str) -> Healed:
         settle()

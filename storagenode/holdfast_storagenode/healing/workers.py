@@ -29,7 +29,7 @@ from holdfast_storagenode.healing.scrub_place import ScrubHome
 from holdfast_storagenode.healing.serving import PeerSide
 from holdfast_storagenode.healing.sync import SyncWorker
 
-GENTLENESS_DEFAULT: Final = 0.5
+GENTLENESS_DEFAULT: Final = 2.0
 DAY_S: Final = 86_400.0
 
 

@@ -150,17 +150,23 @@ class Exchange:
             return []
         arcs = self._arcs(bounds)
         distance = [0] * (slack + 1)
+        # By distance, all below 0, the bits of the vertices that are as near or nearer.
+        near: dict[int, int] = {}
         came_from: dict[int, int] = {}
         while active:
             changed: set[int] = set()
             for node in sorted(active):
                 for mask, cost in arcs[node]:
                     reached = distance[node] + cost
-                    for other in bits_of(mask):
-                        if reached < distance[other]:
-                            distance[other] = reached
-                            came_from[other] = node
-                            changed.add(other)
+                    if reached >= 0:
+                        continue
+                    # Most arcs lead where it is as near already: those nodes are left out all at once.
+                    for other in bits_of(mask & ~near.get(reached, 0)):
+                        for level in range(reached, distance[other]):
+                            near[level] = near.get(level, 0) | 1 << other
+                        distance[other] = reached
+                        came_from[other] = node
+                        changed.add(other)
             cycle = _find_cycle(came_from)
             if cycle:
                 return [arc for arc in cycle if slack not in arc]

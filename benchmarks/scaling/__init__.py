@@ -1,0 +1,1 @@
+"""What grows with blocks, points, nodes and tenants: `python -m benchmarks.scaling`."""
