@@ -1,4 +1,4 @@
-"""The benchmark of healing, small: a node of a real cluster is lost for good, and its blocks have three copies again."""
+"""The healing benchmark: what it makes of figures, and a run of it over little data against real processes."""
 
 from __future__ import annotations
 
