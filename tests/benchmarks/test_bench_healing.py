@@ -1,4 +1,4 @@
-"""The healing benchmark: what it makes of figures, and a run of it over little data against real processes."""
+"""The benchmark of healing, small: a node of a real cluster is lost for good, and its blocks are copied again."""
 
 from __future__ import annotations
 
