@@ -1,4 +1,4 @@
-"""The benchmark of healing, small: a node of a real cluster is lost for good, and its blocks have three copies again."""
+"""The benchmark of healing, small: a node of a real cluster is lost, and its blocks have three copies again."""
 
 from __future__ import annotations
 
