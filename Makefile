@@ -10,7 +10,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-sim programs lint fmt protos verify-protos pins bench bench-reduction bench-vms up compose-up clean
+.PHONY: help setup demo test quick test-sim programs lint fmt protos verify-protos pins bench bench-reduction bench-vms bench-healing up compose-up clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-reduction: setup ## measure how many bytes are not kept, row by row
 
 bench-vms: setup programs ## measure what real VMs gain: increments, templates, instant restore
 	$(BIN)/python -m benchmarks.vms
+
+bench-healing: setup ## measure how fast a cluster heals, and what its clients feel of it
+	$(BIN)/python -m benchmarks.healing
 
 up: setup ## a whole cluster in the foreground, in .up
 	$(BIN)/holdfast up --data .up

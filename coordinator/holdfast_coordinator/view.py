@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -43,11 +43,15 @@ class LayoutSet:
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """Nodes and layouts as of one moment; `nodes` are those of `records`, by name, each with its state."""
+    """Nodes and layouts as of one moment; `nodes` are those of `records`, by name, each with its state.
+
+    `essence` is what watchers want to hear of the nodes.
+    """
 
     layout_set: LayoutSet
     records: Mapping[str, NodeRecord]
     nodes: tuple[common_pb2.NodeStatus, ...]
+    essence: tuple[object, ...] = ()
 
     @property
     def states(self) -> Mapping[str, common_pb2.NodeState]:
@@ -60,31 +64,40 @@ class ClusterState:
         return frozenset(node.node_id for node in self.nodes if node.up)
 
 
-def nodes_from(items: Mapping[str, KeyValue]) -> tuple[Mapping[str, NodeRecord], tuple[common_pb2.NodeStatus, ...]]:
-    """Put records, last statuses, leases and states together, by name; pure.
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """One registered node: its record, what `ClusterState.nodes` says of it, and what watchers want to hear of it."""
+
+    record: NodeRecord
+    status: common_pb2.NodeStatus
+    essence: tuple[object, ...]
+
+
+def _node_from(items: Mapping[str, KeyValue], node_id: str) -> _Node | None:
+    """Put a node's record, last status, lease and state together; None for one that is not registered. Pure.
 
     A node counts as up exactly while its lease key is there; one that is down keeps what it last said. What was decided
     of it comes from its state alone, whatever it says.
     """
-    records: dict[str, NodeRecord] = {}
-    nodes = []
-    for key in sorted(items):
-        if not key.startswith(keyspace.NODE_RECORDS_PREFIX):
-            continue
-        record = parse(items[key], NodeRecord).message
-        records[record.node_id] = record
-        status = common_pb2.NodeStatus()
-        reported = items.get(keyspace.node_status(record.node_id))
-        if reported is not None:
-            status.CopyFrom(parse(reported, common_pb2.NodeStatus).message)
-        status.node_id, status.zone, status.capacity_bytes = record.node_id, record.zone, record.capacity_bytes
-        status.up = keyspace.node_lease(record.node_id) in items
-        decided = items.get(keyspace.node_state(record.node_id))
-        status.state.CopyFrom(
-            common_pb2.NodeState() if decided is None else parse(decided, common_pb2.NodeState).message
-        )
-        nodes.append(status)
-    return MappingProxyType(records), tuple(nodes)
+    registered = items.get(keyspace.node_record(node_id))
+    if registered is None:
+        return None
+    record = parse(registered, NodeRecord).message
+    status = common_pb2.NodeStatus()
+    reported = items.get(keyspace.node_status(node_id))
+    if reported is not None:
+        status.CopyFrom(parse(reported, common_pb2.NodeStatus).message)
+    status.node_id, status.zone, status.capacity_bytes = record.node_id, record.zone, record.capacity_bytes
+    status.up = keyspace.node_lease(node_id) in items
+    decided = items.get(keyspace.node_state(node_id))
+    state = common_pb2.NodeState() if decided is None else parse(decided, common_pb2.NodeState).message
+    status.state.CopyFrom(state)
+    essence = (
+        node_id,
+        *(status.address, status.zone, status.up, status.full, status.layout_epoch),
+        *(state.draining, state.weight_bytes, state.out),
+    )
+    return _Node(record, status, essence)
 
 
 def layouts_from(items: Mapping[str, KeyValue]) -> LayoutSet:
@@ -111,6 +124,8 @@ class ClusterView:
         self._store = store
         self._items: dict[str, dict[str, KeyValue]] = {prefix: {} for prefix in _PREFIXES}
         self._known_to: dict[str, int] = dict.fromkeys(_PREFIXES, 0)
+        # Put together anew only where something changed: every heartbeat does change something, of one node.
+        self._nodes: dict[str, _Node] = {}
         self._changed = asyncio.Event()
         self._state = ClusterState(LayoutSet(), MappingProxyType({}), ())
 
@@ -169,37 +184,54 @@ class ClusterView:
             return
         for key in batch.deletes:
             self._items[prefix].pop(key, None)
-        self._take(prefix, batch.revision, batch.puts, relist=False)
+        self._take(prefix, batch.revision, batch.puts, relist=False, deleted=batch.deletes)
 
-    def _take(self, prefix: str, revision: int, items: Iterable[KeyValue], *, relist: bool) -> None:
+    def _take(
+        self, prefix: str, revision: int, items: Iterable[KeyValue], *, relist: bool, deleted: Iterable[str] = ()
+    ) -> None:
         if revision < self._known_to[prefix]:
             return
         taken = {item.key: item for item in items}
-        self._items[prefix] = taken if relist else self._items[prefix] | taken
+        if relist:
+            deleted = self._items[prefix].keys() - taken.keys()
+            self._items[prefix] = taken
+        else:
+            self._items[prefix].update(taken)
         self._known_to[prefix] = revision
         state = self._state
         if prefix == keyspace.LAYOUT_PREFIX:
             head = self._items[prefix].get(keyspace.LAYOUT_HEAD)
             if (0 if head is None else head.mod_revision) == state.layout_set.revision:
                 return
-            self._state = ClusterState(layouts_from(self._items[prefix]), state.records, state.nodes)
+            self._state = replace(state, layout_set=layouts_from(self._items[prefix]))
         else:
-            records, nodes = nodes_from(self._items[prefix])
-            self._state = ClusterState(state.layout_set, records, nodes)
+            self._put_together(_named_in([*taken, *deleted]))
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _put_together(self, changed: Iterable[str]) -> None:
+        """Take over what changed of these nodes."""
+        items = self._items[keyspace.NODE_PREFIX]
+        for node_id in changed:
+            node = _node_from(items, node_id)
+            if node is None:
+                self._nodes.pop(node_id, None)
+            else:
+                self._nodes[node_id] = node
+        nodes = sorted(self._nodes.items())
+        self._state = ClusterState(
+            self._state.layout_set,
+            MappingProxyType({name: node.record for name, node in nodes}),
+            tuple(node.status for _, node in nodes),
+            tuple(node.essence for _, node in nodes),
+        )
 
 
 def _essence(state: ClusterState) -> tuple[object, ...]:
     """What a watcher wants to hear of: not every heartbeat's counters."""
-    return (
-        state.layout_set.revision,
-        *(
-            (node.node_id, node.address, node.zone, node.up, node.full, node.layout_epoch, _decided(node.state))
-            for node in state.nodes
-        ),
-    )
+    return state.layout_set.revision, state.essence
 
 
-def _decided(state: common_pb2.NodeState) -> tuple[bool, int, bool]:
-    return (state.draining, state.weight_bytes, state.out)
+def _named_in(keys: Iterable[str]) -> set[str]:
+    """Return the nodes that keys below `keyspace.NODE_PREFIX` are about."""
+    return {key.rpartition("/")[2] for key in keys}

@@ -41,7 +41,7 @@ RepairGentleness: TypeAlias = Annotated[
     float,
     typer.Option(
         envvar="HOLDFAST_REPAIR_GENTLENESS",
-        help="After a piece of repair, so many times as long as it took is waited (0: never).",
+        help="While clients are at work, wait so many times as long as each piece of repair took (0: never).",
     ),
 ]
 CompareEvery: TypeAlias = Annotated[

@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_lost_node_is_made_up_for_while_clients_work(tmp_path: Path) -> None:
     said: list[str] = []
     result = measure(tmp_path, Sizes(node_bytes=24 * MIB, volume_bytes=2 * MIB, turns=1), said.append)

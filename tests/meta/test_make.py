@@ -15,7 +15,7 @@ from tests.meta.tree import ROOT, text_of
 
 VERBS: Final = (
     *("setup", "demo", "test", "quick", "lint", "fmt", "protos", "verify-protos"),
-    *("bench", "bench-reduction", "bench-vms", "up", "compose-up", "clean"),
+    *("bench", "bench-reduction", "bench-vms", "bench-healing", "up", "compose-up", "clean"),
 )
 
 

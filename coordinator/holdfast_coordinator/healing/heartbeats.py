@@ -7,6 +7,8 @@ that (docs/healing.md), and one that was told of a layout by another coordinator
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.audit.entry import Entry
 from holdfast_coordinator.collection.epochs import epoch_of
@@ -44,6 +46,7 @@ class Heartbeats:
         self._membership = membership
         self._layouts = layouts
         self._tokens = PeerTokens(chain, clock)
+        self._peers = Peers()
         self._interval_ms = int(interval_s * 1000)
 
     async def take(self, request: HeartbeatRequest, entry: Entry) -> HeartbeatResponse:
@@ -72,7 +75,7 @@ class Heartbeats:
             granted_epoch=granted_to(state, node_id),
             collection_epoch=epoch_of(read.get(keyspace.COLLECTION_EPOCH)),
             peer_capability=self._tokens.token(node_id),
-            nodes=other_nodes(state, node_id),
+            nodes=self._peers.other_than(node_id, state.nodes),
         )
         messages = state.layout_set.messages
         if messages and request.layout_revision != state.layout_set.revision:
@@ -86,16 +89,30 @@ def granted_to(state: ClusterState, node_id: str) -> int:
 
     One that is out and up again will be taken back within seconds: what it let go of until then it would have to fetch.
     """
-    decided = state.states.get(node_id)
+    decided = next((node.state for node in state.nodes if node.node_id == node_id), None)
     if decided is not None and decided.out and not decided.draining:
         return 0
     return state.layout_set.granted_epoch
 
 
-def other_nodes(state: ClusterState, node_id: str) -> list[NodeStatus]:
-    """Return where the nodes other than this one can be reached, and whether they are up. Pure."""
-    return [
-        NodeStatus(node_id=node.node_id, address=node.address, zone=node.zone, up=node.up)
-        for node in state.nodes
-        if node.node_id != node_id
-    ]
+class Peers:
+    """Where nodes can be reached, and whether they are up: messages that are made anew only where something changed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[NodeStatus, NodeStatus]] = {}
+
+    def other_than(self, node_id: str, nodes: Sequence[NodeStatus]) -> list[NodeStatus]:
+        """Return a message for each of `nodes` but one."""
+        made, peers = self._made, []
+        kept: dict[str, tuple[NodeStatus, NodeStatus]] = {}
+        for node in nodes:
+            name = node.node_id
+            pair = made.get(name)
+            # A status is never changed, only replaced.
+            if pair is None or pair[0] is not node:
+                pair = (node, NodeStatus(node_id=name, address=node.address, zone=node.zone, up=node.up))
+            kept[name] = pair
+            if name != node_id:
+                peers.append(pair[1])
+        self._made = kept
+        return peers
