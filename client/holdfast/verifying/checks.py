@@ -120,9 +120,7 @@ class CopyCheck:
                 missing.append(block_id)
         return Unreadable(tuple(missing), tuple(corrupt), tuple(unreachable)), thin
 
-    async def _ask(
-        self, node: str, ids: Sequence[bytes], refused: dict[str, HoldfastError]
-    ) -> Mapping[bytes, int]:
+    async def _ask(self, node: str, ids: Sequence[bytes], refused: dict[str, HoldfastError]) -> Mapping[bytes, int]:
         """Return a verdict an id; nothing from a node that does not answer, or that says no, which goes to `refused`.
 
         One node alone, whose clock is off or which is hostile, keeps nobody from checking.
