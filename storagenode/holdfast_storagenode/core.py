@@ -46,6 +46,7 @@ class NodeCore:
         deleted: which blocks a collection removed here since the start.
         healing: how its copies stand.
         client_calls: how many batches clients have put, read and asked about since it started.
+        lapses: how often its lease ended while it ran, so that it may have missed writes.
     """
 
     def __init__(self, home: NodeHome, executor: Executor, observer: StoreObserver | None = None) -> None:
@@ -56,6 +57,7 @@ class NodeCore:
         self.deleted = DeletedMemory()
         self.healing = HealingStatus()
         self.client_calls = 0
+        self.lapses = 0
         self._home = home
         self._observer = observer if observer is not None else StoreObserver()
         self._store: BlockStore | None = None

@@ -123,6 +123,8 @@ class Heartbeats:
         return min(interval_s, _WAITING_INTERVAL_S) if self._core.cluster.living is None else interval_s
 
     def _settle(self, response: HeartbeatResponse) -> None:
+        if self._lease_id and response.lease_id != self._lease_id:
+            self._core.lapses += 1
         self._lease_id = response.lease_id
         if self._trouble or not self._joined:
             self._log.info("joined", cluster_id=response.cluster_id)

@@ -80,6 +80,7 @@ class HeartbeatCoordinator:
         self.signer = CapabilitySigner("key-1", bytes(32), cluster_id)
         self.beats: list[cluster_pb2.HeartbeatRequest] = []
         self.collection_epoch = 0
+        self.lease_id = 41
         self.nodes: dict[str, common_pb2.NodeStatus] = {}
         self._host: ServiceHost | None = None
 
@@ -90,7 +91,7 @@ class HeartbeatCoordinator:
         self.beats.append(request)
         name = request.status.node_id
         self.nodes[name] = request.status
-        response = cluster_pb2.HeartbeatResponse(lease_id=41, interval_ms=50, cluster_id=self.cluster_id)
+        response = cluster_pb2.HeartbeatResponse(lease_id=self.lease_id, interval_ms=50, cluster_id=self.cluster_id)
         response.verifying_keys.add(key_id=self.signer.key_id, public_key=self.signer.public_key)
         if self.layout is not None:
             response.layout.CopyFrom(self.layout.to_message())

@@ -76,6 +76,10 @@ async def test_before_a_layout_is_known_the_node_takes_no_blocks(tmp_path: Path)
     await joined(coordinator)
     assert len(await client.put([batch_of(BLOCKS)])) == 1
     assert coordinator.beats[-1].lease_id == 41, "the lease travels with the heartbeat"
+    assert node.core.lapses == 0
+    coordinator.lease_id = 42
+    await eventually(lambda: coordinator.beats[-1].lease_id == 42)
+    assert node.core.lapses == 1, "another lease says that the one before had ended"
     await client.close()
     await node.stop()
     await coordinator.stop()

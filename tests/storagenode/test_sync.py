@@ -269,6 +269,13 @@ async def test_rounds_come_by_time_after_a_return_and_not_otherwise() -> None:
     fleet.clock.advance(ANTI_ENTROPY_INTERVAL_S)
     await fleet.settle("a")
     assert {call[1] for call in fleet.calls} == {"b", "c"}
+    fleet.calls.clear()
+    fleet.nodes["a"].core.lapses += 1
+    await fleet.settle("a")
+    assert {call[1] for call in fleet.calls} == {"b", "c"}
+    fleet.calls.clear()
+    await fleet.settle("a")
+    assert fleet.calls == []
 
 
 @pytest.mark.parametrize(("live", "clients"), [(1, True), (3, True), (3, False)])

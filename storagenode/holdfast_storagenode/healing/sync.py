@@ -76,6 +76,7 @@ class SyncWorker:
         self._courtesy = courtesy
         self._looker = Looker(core, puller)
         self._progress = SyncProgress(core.node_id, interval_s=interval_s)
+        self._lapses = core.lapses
         self._began_s = 0.0
         self._said_synced = 0
         self._trouble = ""
@@ -90,6 +91,10 @@ class SyncWorker:
         if living is None or not core.opened:
             return IDLE_S
         up = frozenset(name for name, node in core.cluster.peers.items() if node.up and name != core.node_id)
+        if core.lapses != self._lapses:
+            # It was down for the others, who wrote without it.
+            self._lapses = core.lapses
+            self._progress.hurry()
         if self._progress.observe(living, up, self._clock.monotonic_s(), registered=self._registered()):
             self._begin(living)
             await self._dropper.observe(living)
