@@ -148,6 +148,7 @@ async def _world(etcd: EtcdCluster) -> AsyncIterator[World]:
             await asyncio.wait([beating])
 
 
+@pytest.mark.slow
 async def test_nodes_go_out_and_come_back_whichever_coordinator_is_steward(etcd: EtcdCluster) -> None:
     await asyncio.to_thread(etcd.ctl, "del", "", "--prefix")
     async with _world(etcd) as world:

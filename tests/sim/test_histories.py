@@ -14,10 +14,19 @@ from tests.sim.history import draw_plan, run_history
 
 SEEDS: Final = range(240)
 _CHUNK: Final = 12
+# So many chunks are part of `make quick`, too.
+_QUICK: Final = 3
 _ROOT: Final = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("first", SEEDS[::_CHUNK])
+def _chunks(firsts: range, *marks: pytest.MarkDecorator) -> list[object]:
+    return [pytest.param(first, marks=marks) for first in firsts]
+
+
+_FIRSTS: Final = SEEDS[::_CHUNK]
+
+
+@pytest.mark.parametrize("first", [*_chunks(_FIRSTS[:_QUICK]), *_chunks(_FIRSTS[_QUICK:], pytest.mark.slow)])
 def test_no_invariant_breaks_and_everything_comes_right(first: int) -> None:
     for seed in range(first, first + _CHUNK):
         outcome = run_history(draw_plan(seed))
