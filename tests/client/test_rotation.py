@@ -48,7 +48,7 @@ def wait_until_writable(manager: StateManager) -> None:
 
 
 def verifier_of(cluster: MemoryCluster, number: int) -> CapabilityVerifier:
-    verifier = cluster.node(number)._node._cluster.verifier  # type: ignore[attr-defined]
+    verifier = cluster.node(number)._node.core.cluster.verifier  # type: ignore[attr-defined]
     assert isinstance(verifier, CapabilityVerifier)
     return verifier
 

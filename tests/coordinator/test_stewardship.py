@@ -210,10 +210,11 @@ def test_whatever_nodes_do_none_flaps_and_enough_remain(count: int, steps: list[
     touched = [name for _, plan in model.changes for name in (*plan.out, *plan.back)]
     rounds = now_s / (RULES.out_after_s + RULES.back_after_s)
     assert all(touched.count(name) <= 2 * rounds + 2 for name in set(touched))
-    # Calm: everybody comes back in the end, in one layout.
+    # Calm: everybody comes back in the end, in one layout, or in two where some came up so much later than others that
+    # they are not waited for: who is up is back after 16 s, and the patience is 10 s.
     changes = len(model.changes)
     for _ in range(30):
         model.look(frozenset(f"node-{number}" for number in range(count)), now_s)
         now_s += 2.0
     assert (len(model.members), model.out) == (count, set())
-    assert len(model.changes) - changes <= 1
+    assert len(model.changes) - changes <= 2
