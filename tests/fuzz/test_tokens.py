@@ -125,6 +125,16 @@ def test_a_certificate_that_cannot_be_read_makes_nobody(der: bytes) -> None:
     assert bool(read.principal) != bool(read.why_nobody)
 
 
+def test_a_certificate_of_an_unknown_version_makes_nobody() -> None:
+    """X.509 v3 is written as 2, in the first field of what is signed."""
+    version = bytes.fromhex("a003020102")
+    assert DER.count(version) == 1
+    der = DER.replace(version, bytes.fromhex("a003020103"))
+    read = Certificates().read(ssl.DER_cert_to_PEM_cert(der).encode("ascii"))
+    assert (read.principal, read.fingerprint) == ("", hashlib.sha256(der).digest())
+    assert "cannot be read" in read.why_nobody
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=6) | st.just("ab" * 32),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

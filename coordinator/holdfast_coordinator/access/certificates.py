@@ -63,7 +63,7 @@ def _parse(pem: bytes) -> ClientCertificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = _uris(certificate)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         return ClientCertificate("", f"it cannot be read: {error}", fingerprint, 0, 0)
     principal, why_nobody = "", f"its subject alternative name has {len(names)} URIs, and one is needed"
     if len(names) == 1:
