@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
+    from holdfast.cluster import (
+        ClusterStatus,
+        LayoutChange,
+        LayoutInfo,
+        LayoutPlan,
+        LayoutState,
+        NodeDecision,
+        NodeHealing,
+        NodeInfo,
+    )
     from holdfast.collection import BlockExplanation, CollectionReport, CollectionState, Reclaimable
     from holdfast.descriptors import Extent
     from holdfast.files.results import FileInfo, FileKind, PointFiles, RetrievedFiles
@@ -25,16 +35,8 @@ if TYPE_CHECKING:
     from holdfast.lifecycle import DiscardReceipt, KeepRule, KeptObject
     from holdfast.manager import StateManager
     from holdfast.results import (
-        ClusterStatus,
         Codec,
         Consistency,
-        LayoutChange,
-        LayoutInfo,
-        LayoutPlan,
-        LayoutState,
-        NodeDecision,
-        NodeHealing,
-        NodeInfo,
         ObjectForm,
         ObjectInfo,
         ObjectOrigin,
@@ -134,6 +136,19 @@ _HOMES = {
     "VolumeSource": "holdfast.sources",
     "ErrorCode": "holdfast_core.model.errors",
     "HoldfastError": "holdfast_core.model.errors",
+    **dict.fromkeys(
+        (
+            "ClusterStatus",
+            "LayoutChange",
+            "LayoutInfo",
+            "LayoutPlan",
+            "LayoutState",
+            "NodeDecision",
+            "NodeHealing",
+            "NodeInfo",
+        ),
+        "holdfast.cluster",
+    ),
     **dict.fromkeys(("BlockExplanation", "CollectionReport", "CollectionState", "Reclaimable"), "holdfast.collection"),
     **dict.fromkeys(("FileInfo", "FileKind", "PointFiles", "RetrievedFiles"), "holdfast.files.results"),
     **dict.fromkeys(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from holdfast.calls.application import AsyncApplicationCalls
 from holdfast.calls.cluster import AsyncClusterCalls
@@ -22,8 +23,6 @@ from holdfast.calls.lifecycle import AsyncLifecycleCalls
 from holdfast.calls.retention import AsyncRetentionCalls
 from holdfast.calls.serving import AsyncServingCalls
 from holdfast.calls.verifying import AsyncVerifyCalls
-from holdfast.findings import RestoreReport
-from holdfast.restoring.points import check_format
 from holdfast.results import PointInfo, ProgressCallback, Stats
 from holdfast.sampling import check_sample
 from holdfast.sources import GivenSource
@@ -33,6 +32,9 @@ from holdfast.writing import PointJob
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id, check_name
 from holdfast_proto.v1 import state_pb2
+
+if TYPE_CHECKING:
+    from holdfast.findings import RestoreReport
 
 __all__ = [
     "COORDINATOR_VARIABLE",
@@ -191,6 +193,8 @@ class AsyncStateManager(
                 the damaged ids in `block_ids` and the ranges in `facts["ranges"]`, and also with `partial` if nothing
                 at all can be read. Nothing is left behind then.
         """
+        from holdfast.restoring.points import check_format  # what only saves does not wait for this to load
+
         chosen = check_format(image_format)
         if onto is not None:
             if target is not None or chosen != "raw" or partial:

@@ -1,12 +1,18 @@
-"""What collection answers: reports, why a block is kept, and what forgetting would free."""
+"""What collection answers: reports, why a block is kept, what forgetting would free; and the calls for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from holdfast_core.model.names import check_id, check_name
+from holdfast_core.runtime.endpoints import Endpoints
 from holdfast_proto.v1 import collection_pb2
+from holdfast_proto.v1.collection_pb2_grpc import CollectionServiceStub
+
+# Both calls that take it walk every tree of the tenant.
+_WALK_TIMEOUT_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +209,45 @@ def reclaimable(answer: collection_pb2.GetReclaimableResponse) -> Reclaimable:
         copies_bytes=answer.copies_bytes,
         estimated=answer.estimated,
     )
+
+
+class CollectionRemote:
+    """The coordinator's plain calls about collection. All methods raise HoldfastError as the coordinator says."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        """Bind to the coordinators."""
+        self._endpoints = endpoints
+
+    async def start(self, *, dry_run: bool) -> StartedCollection:
+        """Begin a collection, or find the one that is under way."""
+        answer = await self._endpoints.call(
+            lambda channel: CollectionServiceStub(channel).StartCollection,
+            collection_pb2.StartCollectionRequest(dry_run=dry_run),
+        )
+        return StartedCollection(answer.epoch, answer.joined)
+
+    async def state(self) -> CollectionState:
+        """Return the collection under way, and the reports of the last ones."""
+        answer = await self._endpoints.call(
+            lambda channel: CollectionServiceStub(channel).GetCollection, collection_pb2.GetCollectionRequest()
+        )
+        return collection_state(answer)
+
+    async def explain(self, block_id: bytes) -> BlockExplanation:
+        """Return what keeps a block, and where its copies are."""
+        answer = await self._endpoints.call(
+            lambda channel: CollectionServiceStub(channel).ExplainBlock,
+            collection_pb2.ExplainBlockRequest(block_id=block_id),
+            timeout_s=_WALK_TIMEOUT_S,
+        )
+        return block_explanation(answer)
+
+    async def reclaimable(self, vm_id: str, point_ids: Sequence[str]) -> Reclaimable:
+        """Return what forgetting points of a VM would free; all that live if none is named."""
+        request = collection_pb2.GetReclaimableRequest(
+            vm_id=check_name(vm_id, "VM name"), point_ids=[check_id(point_id, "point id") for point_id in point_ids]
+        )
+        answer = await self._endpoints.call(
+            lambda channel: CollectionServiceStub(channel).GetReclaimable, request, timeout_s=_WALK_TIMEOUT_S
+        )
+        return reclaimable(answer)

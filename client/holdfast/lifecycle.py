@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from holdfast.convert import checked_text
+from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_proto.v1 import records_pb2, state_pb2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepRule:
@@ -71,3 +75,47 @@ class DiscardReceipt:
     newest_point_id: str
     released_bytes: int
     kept: tuple[KeptObject, ...]
+
+
+def keep_message(rule: KeepRule, *, only_volume: str = "") -> records_pb2.KeepRule:
+    """Return a keep rule as a message; `only_volume` is the volume of a rule that names none.
+
+    Raises:
+        HoldfastError: INVALID_ARGUMENT for patterns that are one text, which would be taken letter by letter.
+    """
+    for patterns in (rule.include, rule.exclude):
+        if isinstance(patterns, str):
+            raise HoldfastError(
+                ErrorCode.INVALID_ARGUMENT, f"the patterns of the keep rule {rule.name} are a text; give a list of them"
+            )
+    return records_pb2.KeepRule(
+        name=rule.name,
+        task_id=rule.task_id,
+        volume=rule.volume or only_volume,
+        partition=rule.partition,
+        include=list(map(checked_text, rule.include)),
+        exclude=list(map(checked_text, rule.exclude)),
+        exclude_secrets=rule.exclude_secrets,
+    )
+
+
+def keep_rule(message: records_pb2.KeepRule) -> KeepRule:
+    """Return a registered keep rule."""
+    return KeepRule(
+        name=message.name,
+        task_id=message.task_id,
+        volume=message.volume,
+        partition=message.partition,
+        include=tuple(message.include),
+        exclude=tuple(message.exclude),
+        exclude_secrets=message.exclude_secrets,
+    )
+
+
+def discard_receipt(answer: state_pb2.DiscardVmResponse) -> DiscardReceipt:
+    """Return the receipt of a discarded VM."""
+    kept = tuple(
+        KeptObject(**{name: getattr(each, name) for name in KeptObject.__dataclass_fields__}) for each in answer.kept
+    )
+    plain = [name for name in DiscardReceipt.__dataclass_fields__ if name != "kept"]
+    return DiscardReceipt(kept=kept, **{name: getattr(answer, name) for name in plain})

@@ -18,7 +18,6 @@ from holdfast.calls.lifecycle import LifecycleCalls
 from holdfast.calls.retention import RetentionCalls
 from holdfast.calls.serving import ServingCalls
 from holdfast.calls.verifying import VerifyCalls
-from holdfast.findings import RestoreReport
 from holdfast.results import ObjectInfo, PointInfo, ProgressCallback, Stats, Transfer
 from holdfast.sealers import Sealing
 from holdfast.sources import GivenSource
@@ -29,6 +28,8 @@ from holdfast_core.runtime.options import TlsFiles
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from holdfast.findings import RestoreReport
 
 
 class StateManager(LifecycleCalls, RetentionCalls, FileCalls, CollectionCalls, ServingCalls, ClusterCalls, VerifyCalls):

@@ -22,11 +22,9 @@ from holdfast.spans import FingerprintCache, SealedSpan, SpanContext, seal_cuts
 from holdfast.uploader import Outgoing, Uploader
 from holdfast_core.model.block import Codec, Kind
 from holdfast_core.model.errors import HoldfastError
-from holdfast_core.model.limits import MIB
 from holdfast_core.model.tree import ObjectTreeBuilder, ObjectWalk, decode_object_leaf
 from holdfast_proto.v1.records_pb2 import ObjectRecord
 
-PIECE_BYTES: Final = 4 * MIB
 _CUT_BYTES_GUESS: Final = 256 * 1024
 _WINDOWS_AHEAD: Final = 3
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from holdfast.objects import PIECE_BYTES
+from holdfast_core.model.limits import MIB
+
+PIECE_BYTES: Final = 4 * MIB
+
 
 Pieces = BinaryIO | Iterable[bytes] | AsyncIterable[bytes]
 """A file object open for reading bytes, or the bytes in pieces."""

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from holdfast import convert
-from holdfast.lifecycle import DiscardReceipt
-from holdfast.results import (
-    ClusterStatus,
-    LayoutChange,
-    LayoutInfo,
-    LayoutPlan,
-    LayoutState,
-    NodeDecision,
-    NodeInfo,
-    ObjectInfo,
-    PointInfo,
-    Stats,
-    VmInfo,
-)
-from holdfast.retention import PointLock, RetainedPoint, RetentionRules
-from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast.results import ObjectInfo, PointInfo, Stats, VmInfo
 from holdfast_core.model.limits import LIST_ITEMS_MAX
 from holdfast_core.model.names import check_id, check_name
 from holdfast_core.runtime.endpoints import Endpoints
-from holdfast_proto.v1 import cluster_pb2, state_pb2
-from holdfast_proto.v1.cluster_pb2_grpc import ClusterServiceStub
+from holdfast_proto.v1 import state_pb2
 from holdfast_proto.v1.records_pb2 import VmRecord
 from holdfast_proto.v1.state_pb2_grpc import StateServiceStub
 
+if TYPE_CHECKING:
+    from holdfast.lifecycle import DiscardReceipt
+
 _STATS_TIMEOUT_S: Final = 300.0
 _DISCARD_TIMEOUT_S: Final = 300.0
-_RETENTION_TIMEOUT_S: Final = 300.0
 
 
 class CoordinatorCalls:
-    """Everything that one call to a coordinator answers. All methods raise HoldfastError as the coordinator says."""
+    """What one call answers about VMs, points and objects. All methods raise HoldfastError as the coordinator says."""
 
     def __init__(self, endpoints: Endpoints) -> None:
         """Bind to the coordinators."""
@@ -77,7 +63,9 @@ class CoordinatorCalls:
         answer = await self._endpoints.call(
             lambda channel: StateServiceStub(channel).DiscardVm, request, timeout_s=_DISCARD_TIMEOUT_S
         )
-        return convert.discard_receipt(answer)
+        from holdfast.lifecycle import discard_receipt  # most processes discard nothing
+
+        return discard_receipt(answer)
 
     async def points(self, vm_id: str, *, include_forgotten: bool) -> list[PointInfo]:
         """Return a VM's points, oldest first."""
@@ -97,36 +85,6 @@ class CoordinatorCalls:
         """Forget a point."""
         request = state_pb2.ForgetPointRequest(point_id=check_id(point_id, "point id"))
         await self._endpoints.call(lambda channel: StateServiceStub(channel).ForgetPoint, request)
-
-    async def lock(self, point_id: str, until_unix_ms: int) -> PointLock:
-        """Lock a point until then; returns the lock as it is."""
-        if until_unix_ms < 0:
-            raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a lock ends in the future")
-        request = state_pb2.LockPointRequest(point_id=check_id(point_id, "point id"), until_unix_ms=until_unix_ms)
-        answer = await self._endpoints.call(lambda channel: StateServiceStub(channel).LockPoint, request)
-        return convert.point_lock(answer.lock)
-
-    async def unlock(self, point_id: str) -> None:
-        """Lift a point's lock."""
-        request = state_pb2.UnlockPointRequest(point_id=check_id(point_id, "point id"))
-        await self._endpoints.call(lambda channel: StateServiceStub(channel).UnlockPoint, request)
-
-    async def set_retention(self, vm_id: str, rules: RetentionRules | None) -> None:
-        """Set a VM's rules of retention; None removes them."""
-        message = None if rules is None else convert.retention_message(rules)
-        request = state_pb2.SetRetentionRequest(vm_id=check_name(vm_id, "VM name"), rules=message)
-        await self._endpoints.call(lambda channel: StateServiceStub(channel).SetRetention, request)
-
-    async def apply_retention(
-        self, vm_id: str, rules: RetentionRules | None, *, dry_run: bool
-    ) -> Sequence[RetainedPoint]:
-        """Apply rules of retention to a VM's points; its own where `rules` is None."""
-        message = None if rules is None else convert.retention_message(rules)
-        request = state_pb2.ApplyRetentionRequest(vm_id=check_name(vm_id, "VM name"), rules=message, dry_run=dry_run)
-        answer = await self._endpoints.call(
-            lambda channel: StateServiceStub(channel).ApplyRetention, request, timeout_s=_RETENTION_TIMEOUT_S
-        )
-        return convert.retained_points(answer.points)
 
     async def list_objects(self, task_id: str) -> list[ObjectInfo]:
         """Return a task's objects, oldest first."""
@@ -179,62 +137,3 @@ class CoordinatorCalls:
             lambda channel: StateServiceStub(channel).GetStats, request, timeout_s=_STATS_TIMEOUT_S
         )
         return convert.stats_info(answer)
-
-    async def cluster_status(self) -> ClusterStatus:
-        """Return how the cluster is."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).GetClusterStatus, cluster_pb2.GetClusterStatusRequest()
-        )
-        return convert.cluster_status(answer)
-
-    async def nodes(self) -> list[NodeInfo]:
-        """Return the registered nodes by name."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).ListNodes, cluster_pb2.ListNodesRequest()
-        )
-        return [convert.node_info(node) for node in answer.nodes]
-
-    async def layout(self) -> LayoutState:
-        """Return the living layouts."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).GetLayout, cluster_pb2.GetLayoutRequest()
-        )
-        return convert.layout_state(answer)
-
-    async def plan_layout(self, remove: Sequence[str]) -> LayoutPlan:
-        """Return what the next layout would change."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).PlanLayout,
-            cluster_pb2.PlanLayoutRequest(remove_node_ids=remove),
-        )
-        return convert.layout_plan(answer)
-
-    async def apply_layout(self, previous_epoch: int, remove: Sequence[str]) -> LayoutInfo:
-        """Make the planned layout the newest."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).ApplyLayout,
-            cluster_pb2.ApplyLayoutRequest(previous_epoch=previous_epoch, remove_node_ids=remove),
-        )
-        return convert.layout_info(answer.layout)
-
-    async def set_node(
-        self, node_id: str, *, draining: bool | None, weight_bytes: int | None, dry_run: bool
-    ) -> NodeDecision:
-        """Change what is decided of a node."""
-        request = cluster_pb2.SetNodeRequest(
-            node_id=check_name(node_id, "node name"), draining=draining, weight_bytes=weight_bytes, dry_run=dry_run
-        )
-        answer = await self._endpoints.call(lambda channel: ClusterServiceStub(channel).SetNode, request)
-        return convert.node_decision(answer)
-
-    async def remove_node(self, node_id: str, *, lost: bool) -> None:
-        """End a node's membership."""
-        request = cluster_pb2.RemoveNodeRequest(node_id=check_name(node_id, "node name"), lost=lost)
-        await self._endpoints.call(lambda channel: ClusterServiceStub(channel).RemoveNode, request)
-
-    async def layout_history(self) -> list[LayoutChange]:
-        """Return how layouts followed one another, newest first."""
-        answer = await self._endpoints.call(
-            lambda channel: ClusterServiceStub(channel).GetLayoutHistory, cluster_pb2.GetLayoutHistoryRequest()
-        )
-        return [convert.layout_change(change) for change in answer.changes]

@@ -6,10 +6,13 @@ import enum
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from holdfast.lifecycle import KeepRule
-from holdfast.retention import PointLock, RetentionRules
 from holdfast_core.model.limits import VOLUME_BLOCK_BYTES_DEFAULT
+
+if TYPE_CHECKING:
+    from holdfast.lifecycle import KeepRule
+    from holdfast.retention import PointLock, RetentionRules
 
 
 class Consistency(enum.Enum):
@@ -253,150 +256,6 @@ class Stats:
     transfer: TransferStats
     share_blocks: int = 0
     shares: tuple[NodeShare, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NodeHealing:
-    """What a node says of its copies.
-
-    Attributes:
-        synced_epoch: newest layout epoch of which it holds all that it has to; 0 for none.
-        partitions: partitions that it owns in the newest layout that it knows.
-        partitions_synced: those of them that it holds all of.
-        partitions_at_risk: those that it does not, because too few former owners can be reached.
-        foreign_blocks: blocks that it has to hand over before it lets go of them.
-        unrepaired_blocks: blocks that it lacks or holds corrupt, and that no peer it reached could give.
-        repaired_blocks: blocks that it got from peers since it started.
-        repaired_bytes: their sealed bytes.
-        scrub_permille: how much of its blocks the present round of scrubbing has read, in thousandths.
-        scrubbed_unix_ms: when the last whole round ended; 0 for never.
-        collection_epoch: newest collection epoch that it knows.
-    """
-
-    synced_epoch: int = 0
-    partitions: int = 0
-    partitions_synced: int = 0
-    partitions_at_risk: int = 0
-    foreign_blocks: int = 0
-    unrepaired_blocks: int = 0
-    repaired_blocks: int = 0
-    repaired_bytes: int = 0
-    scrub_permille: int = 0
-    scrubbed_unix_ms: int = 0
-    collection_epoch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """A storage node as the coordinator knows it.
-
-    Attributes:
-        layout_epoch: newest layout epoch under which, or a newer one, it takes every write.
-        healing: what it says of its copies; told to who may see the whole cluster.
-        draining: whether an operator drains it.
-        out: whether layouts are made without it because it was down for too long; ends when it is back.
-        weight_bytes: its weight in new layouts; 0 for its capacity.
-    """
-
-    node_id: str
-    address: str
-    zone: str
-    up: bool
-    full: bool
-    capacity_bytes: int
-    used_bytes: int
-    free_bytes: int
-    block_count: int
-    quarantined_count: int
-    last_seen_unix_ms: int
-    layout_epoch: int
-    healing: NodeHealing = NodeHealing()
-    draining: bool = False
-    out: bool = False
-    weight_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutInfo:
-    """A layout: how many owner slots each node has. `zones` and `slots` are by node id."""
-
-    epoch: int
-    partitions: int
-    replicas: int
-    zones: dict[str, str]
-    slots: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutState:
-    """Living layouts, newest first, and how far the cluster is from its first one."""
-
-    layouts: tuple[LayoutInfo, ...]
-    nodes_expected: int
-    nodes_registered: int
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutPlan:
-    """What applying the next layout would change; `previous_epoch` is what `apply_layout` takes."""
-
-    layout: LayoutInfo
-    previous_epoch: int
-    slots_moved: int
-    slots_total: int
-    explanation: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeDecision:
-    """What a change of a node came to: `plan` says what it moves (None before the first layout)."""
-
-    plan: LayoutPlan | None
-    applied: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LayoutChange:
-    """One change of the layout.
-
-    Attributes:
-        epoch: the epoch that it made.
-        made_unix_ms: when.
-        settled_unix_ms: when it was the only living one, or a newer one was; 0 while older ones live.
-        reason: why, a phrase.
-        slots_moved: owner slots that moved.
-        slots_total: owner slots in all.
-        joined: nodes that came in.
-        left: nodes that went out.
-    """
-
-    epoch: int
-    made_unix_ms: int
-    settled_unix_ms: int
-    reason: str
-    slots_moved: int
-    slots_total: int
-    joined: tuple[str, ...]
-    left: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """How the cluster is; `state` is "ready" or a sentence: what it waits for, what is at risk, how far it has healed.
-
-    While it heals it takes writes and reads as ever; `writable` says whether it does.
-    """
-
-    cluster_id: str
-    state: str
-    writable: bool
-    layout_epoch: int
-    replicas: int
-    nodes: tuple[NodeInfo, ...]
-    vm_count: int
-    point_count: int
-    object_count: int
-    session_count: int
 
 
 @dataclass(frozen=True, slots=True)

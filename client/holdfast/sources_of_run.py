@@ -14,7 +14,6 @@ from typing import TypeVar
 from holdfast.access import Access
 from holdfast.convert import volume_spec
 from holdfast.images.blocking import BlockingImage, runner_on
-from holdfast.images.point_image import PointImage
 from holdfast.sources import BackupRun, DifferenceSource, GivenSource, OpenedSources, VolumeSource, open_sources
 from holdfast.sources.layered import LayeredSource
 from holdfast.sources.opening import open_of
@@ -125,6 +124,8 @@ async def laid_over_parent(
         laid = dict(sources)
         for name, source in sources.items():
             if isinstance(source, DifferenceSource):
+                from holdfast.images.point_image import PointImage  # few sources are differences
+
                 record = _volume_below(name, source, begun)
                 image = await images.enter_async_context(PointImage(access, record))
                 laid[name] = LayeredSource(source, BlockingImage(image, runner_on(loop)))

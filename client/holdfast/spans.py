@@ -7,6 +7,7 @@ parallel.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -167,14 +168,18 @@ SealedSpan: TypeAlias = SpanOf[SealedBlock]
 
 
 class _Buffers(threading.local):
-    """A buffer a thread to read pieces of a span into."""
+    """A buffer a thread to read pieces of a span into.
+
+    It begins with a page, as what is copied from the page cache does. Large memory of malloc begins 16 bytes into one,
+    and a copy to just there, by the instruction that the kernel uses, takes four to six times as long on AMD EPYC.
+    """
 
     def __init__(self) -> None:
-        self.piece = bytearray(_PIECE_BYTES)
+        self.piece = memoryview(mmap.mmap(-1, _PIECE_BYTES))
 
-    def take(self, size: int) -> bytearray:
+    def take(self, size: int) -> memoryview:
         if size > len(self.piece):
-            self.piece = bytearray(size)
+            self.piece = memoryview(mmap.mmap(-1, size))
         return self.piece
 
 
@@ -231,15 +236,14 @@ def seal_volume_span(
         extents = source.allocated(start, end)
         if not extents:
             continue
-        buffer = _buffers.take(step * block_bytes)
-        view = memoryview(buffer)
+        view = _buffers.take(step * block_bytes)
         touched = _read(source, extents, start=start, end=end, block_bytes=block_bytes, view=view, result=result)
         for position in touched:
             at = position * block_bytes
             length = min(block_bytes, end - start - at)
-            # In place, and it stops at the first difference: a slice to compare would be copied first.
-            if not buffer.startswith(_ZEROS if length == len(_ZEROS) else _zeros(length), at):
-                _take_block(context, first + position, view[at : at + length], parent, base, delta_every, result)
+            plain = view[at : at + length]
+            if not _ZEROS.startswith(plain):  # stops at the first difference, and copies nothing
+                _take_block(context, first + position, plain, parent, base, delta_every, result)
     return result
 
 
@@ -320,19 +324,6 @@ def _read(
         filled_to = tail
         touched.extend(range(first if not touched or touched[-1] < first else touched[-1] + 1, last + 1))
     return touched
-
-
-_zero_runs: dict[int, bytes] = {}
-
-
-def _zeros(length: int) -> bytes:
-    """Return that many zero bytes; kept for the few lengths that volumes have."""
-    run = _zero_runs.get(length)
-    if run is None:
-        run = bytes(length)
-        if len(_zero_runs) < 64:
-            _zero_runs[length] = run
-    return run
 
 
 def seal_cuts(context: SpanContext[SealedBlock], cuts: Sequence[bytes]) -> SealedSpan:

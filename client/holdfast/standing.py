@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from holdfast.results import LayoutState, NodeInfo
+    from holdfast.cluster import LayoutState, NodeInfo
 
 
 @dataclass(frozen=True, slots=True)

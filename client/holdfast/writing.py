@@ -16,7 +16,6 @@ from typing import Final, Generic, TypeVar
 from holdfast.access import Access
 from holdfast.convert import object_info, point_info, transfer_message
 from holdfast.index import IndexReader
-from holdfast.objects import ObjectWriter
 from holdfast.planning import Planner, PointSources
 from holdfast.points import PointReader, ReadSums
 from holdfast.results import ObjectInfo, PointInfo, Progress, ProgressCallback, Transfer, TransferStats
@@ -296,6 +295,8 @@ class ObjectJob(WriteJob[ObjectInfo]):
         Raises:
             HoldfastError: whatever stands in the way; the session is then aborted.
         """
+        from holdfast.objects import ObjectWriter  # what saves VMs does not wait for this to load
+
         tools = self._tools
         begun = await tools.endpoints.call(lambda channel: StateServiceStub(channel).BeginObject, request)
         access = await self._access(begun.session_id, begun.grant)

@@ -118,6 +118,17 @@ def test_starting_is_quick_because_nothing_heavy_is_loaded() -> None:
     assert not {"grpc", "rich", "zstandard", "cryptography", "structlog"} & set(done.stderr.split())
 
 
+def test_who_saves_does_not_wait_for_what_others_need() -> None:
+    """An incremental backup takes little longer than the SDK takes to load: each of these is some hundredths of it."""
+    probe = "import sys; from holdfast import StateManager; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    others = {"cluster", "collection", "content", "findings", "lifecycle", "objects", "reading", "retention", "serving"}
+    loaded = set(done.stdout.split())
+    assert "holdfast.writing" in loaded
+    assert not {f"holdfast.{name}" for name in others} & loaded
+    assert not {"holdfast_core.model.layout.plan", "holdfast_proto.v1.collection_pb2", "rich"} & loaded
+
+
 def test_a_reader_that_goes_away_is_no_fault() -> None:
     reading, writing = os.pipe()
     os.close(reading)

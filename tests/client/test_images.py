@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast import AsyncStateManager, ErrorCode, Extent, HoldfastError, StateManager
-from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT, BlockingImage, PointImage, runner_on
+from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT
 from holdfast.images.block_cache import ENTRY_BYTES, BlockCache
+from holdfast.images.blocking import BlockingImage, runner_on
+from holdfast.images.point_image import PointImage
 from holdfast.images.read_ahead import ReadAhead
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.limits import CAPABILITY_TTL_S

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.results import LayoutInfo, LayoutState, NodeHealing, NodeInfo
+from holdfast.cluster import LayoutInfo, LayoutState, NodeHealing, NodeInfo
 from holdfast.standing import LayoutProgress, describe_node, progress_of
 
 

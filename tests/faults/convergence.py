@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from holdfast import HoldfastError, StateManager
-from holdfast.results import NodeInfo
+from holdfast.cluster import NodeInfo
 
 
 def unsettled(manager: StateManager, *, nodes: int) -> str:

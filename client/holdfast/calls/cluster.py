@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from holdfast.calls.core import AsyncCore, BlockingCore
-from holdfast.results import (
-    ClusterStatus,
-    LayoutChange,
-    LayoutInfo,
-    LayoutPlan,
-    LayoutState,
-    NodeDecision,
-    NodeInfo,
-)
+
+if TYPE_CHECKING:
+    from holdfast.cluster import (
+        ClusterRemote,
+        ClusterStatus,
+        LayoutChange,
+        LayoutInfo,
+        LayoutPlan,
+        LayoutState,
+        NodeDecision,
+        NodeInfo,
+    )
 
 
 class AsyncClusterCalls(AsyncCore):
     """Calls about the cluster."""
 
+    @property
+    def _cluster(self) -> ClusterRemote:
+        from holdfast.cluster import ClusterRemote  # what only saves does not wait for this to load
+
+        return ClusterRemote(self._remote.endpoints)
+
     async def cluster_status(self) -> ClusterStatus:
         """Return how the cluster is."""
-        return await self._remote.cluster_status()
+        return await self._cluster.cluster_status()
 
     async def nodes(self) -> list[NodeInfo]:
         """Return the storage nodes by name."""
-        return await self._remote.nodes()
+        return await self._cluster.nodes()
 
     async def set_node(
         self,
@@ -47,7 +57,7 @@ class AsyncClusterCalls(AsyncCore):
             HoldfastError: NOT_FOUND; NOT_READY if too few nodes would be left; LIMIT_EXCEEDED while too many old
                 layouts are alive.
         """
-        return await self._remote.set_node(node_id, draining=draining, weight_bytes=weight_bytes, dry_run=dry_run)
+        return await self._cluster.set_node(node_id, draining=draining, weight_bytes=weight_bytes, dry_run=dry_run)
 
     async def remove_node(self, node_id: str, *, lost: bool = False) -> None:
         """End a node's membership.
@@ -60,23 +70,23 @@ class AsyncClusterCalls(AsyncCore):
             HoldfastError: NOT_FOUND; NOT_READY while it is in the newest layout, is needed, holds blocks that it has
                 not handed over, or is up.
         """
-        await self._remote.remove_node(node_id, lost=lost)
+        await self._cluster.remove_node(node_id, lost=lost)
 
     async def layout(self) -> LayoutState:
         """Return the living layouts."""
-        return await self._remote.layout()
+        return await self._cluster.layout()
 
     async def plan_layout(self, *, remove: Sequence[str] = ()) -> LayoutPlan:
         """Return what the next layout would change, `remove` left out of it; changes nothing."""
-        return await self._remote.plan_layout(remove)
+        return await self._cluster.plan_layout(remove)
 
     async def apply_layout(self, previous_epoch: int, *, remove: Sequence[str] = ()) -> LayoutInfo:
         """Make a planned layout the newest; CONFLICT if another one came in between."""
-        return await self._remote.apply_layout(previous_epoch, remove)
+        return await self._cluster.apply_layout(previous_epoch, remove)
 
     async def layout_history(self) -> list[LayoutChange]:
         """Return how layouts followed one another, newest first, at most the last 100."""
-        return await self._remote.layout_history()
+        return await self._cluster.layout_history()
 
 
 class ClusterCalls(BlockingCore):

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from holdfast.calls.core import AsyncCore, BlockingCore
-from holdfast.collection import (
-    BlockExplanation,
-    CollectionProgress,
-    CollectionReport,
-    CollectionState,
-    Reclaimable,
-    StartedCollection,
-    block_explanation,
-    collection_state,
-    reclaimable,
-)
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import BLOCK_ID_BYTES
-from holdfast_core.model.names import check_id, check_name
-from holdfast_proto.v1 import collection_pb2
-from holdfast_proto.v1.collection_pb2_grpc import CollectionServiceStub
+
+if TYPE_CHECKING:
+    from holdfast.collection import (
+        BlockExplanation,
+        CollectionProgress,
+        CollectionRemote,
+        CollectionReport,
+        CollectionState,
+        Reclaimable,
+        StartedCollection,
+    )
 
 _POLL_S: Final = 0.5
-# Both walk every tree of the tenant.
-_WALK_TIMEOUT_S: Final = 600.0
 
 
 class AsyncCollectionCalls(AsyncCore):
     """Calls about collection."""
+
+    @property
+    def _collection(self) -> CollectionRemote:
+        from holdfast.collection import CollectionRemote  # what only saves does not wait for this to load
+
+        return CollectionRemote(self._remote.endpoints)
 
     async def start_collection(self, *, dry_run: bool = False) -> StartedCollection:
         """Begin a collection of the whole cluster, which goes on whoever waits; one that is under way is found.
@@ -38,18 +39,11 @@ class AsyncCollectionCalls(AsyncCore):
             HoldfastError: BUSY if a dry run is under way and this is to be none, or the other way round; NOT_READY
                 before the first layout.
         """
-        answer = await self._remote.endpoints.call(
-            lambda channel: CollectionServiceStub(channel).StartCollection,
-            collection_pb2.StartCollectionRequest(dry_run=dry_run),
-        )
-        return StartedCollection(answer.epoch, answer.joined)
+        return await self._collection.start(dry_run=dry_run)
 
     async def collection_state(self) -> CollectionState:
         """Return the collection under way, and the reports of the last ones."""
-        answer = await self._remote.endpoints.call(
-            lambda channel: CollectionServiceStub(channel).GetCollection, collection_pb2.GetCollectionRequest()
-        )
-        return collection_state(answer)
+        return await self._collection.state()
 
     async def collect(self, *, dry_run: bool = False, progress: CollectionProgress | None = None) -> CollectionReport:
         """Collect the whole cluster, or say what that would delete; return the report once it has ended.
@@ -81,11 +75,7 @@ class AsyncCollectionCalls(AsyncCore):
             HoldfastError: INVALID_ARGUMENT for what is no id; LIMIT_EXCEEDED for a tenant with too many trees; MISSING,
                 CORRUPT or UNREACHABLE if one of them cannot be read.
         """
-        request = collection_pb2.ExplainBlockRequest(block_id=_block_id(block_id))
-        answer = await self._remote.endpoints.call(
-            lambda channel: CollectionServiceStub(channel).ExplainBlock, request, timeout_s=_WALK_TIMEOUT_S
-        )
-        return block_explanation(answer)
+        return await self._collection.explain(_block_id(block_id))
 
     async def reclaimable(self, vm_id: str, point_ids: Sequence[str] = ()) -> Reclaimable:
         """Return what forgetting points of a VM would free; all that live if none is named.
@@ -93,13 +83,7 @@ class AsyncCollectionCalls(AsyncCore):
         Raises:
             HoldfastError: NOT_FOUND for an unknown VM or point; otherwise as `explain_block`.
         """
-        request = collection_pb2.GetReclaimableRequest(
-            vm_id=check_name(vm_id, "VM name"), point_ids=[check_id(point_id, "point id") for point_id in point_ids]
-        )
-        answer = await self._remote.endpoints.call(
-            lambda channel: CollectionServiceStub(channel).GetReclaimable, request, timeout_s=_WALK_TIMEOUT_S
-        )
-        return reclaimable(answer)
+        return await self._collection.reclaimable(vm_id, point_ids)
 
 
 class CollectionCalls(BlockingCore):

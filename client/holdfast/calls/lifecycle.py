@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from holdfast.calls.core import BlockingCore
 from holdfast.calls.files import AsyncFileCalls
-from holdfast.convert import Volumes, keep_message, vm_record
+from holdfast.convert import Volumes, vm_record
 from holdfast.index import DAMAGE
-from holdfast.lifecycle import DiscardReceipt, KeepRule
 from holdfast.results import ObjectForm, ObjectInfo, ProgressCallback, VmInfo
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.lifecycle import keep_digest
 from holdfast_proto.v1.records_pb2 import KeepRule as KeepRuleMessage
+
+if TYPE_CHECKING:
+    from holdfast.lifecycle import DiscardReceipt, KeepRule
 
 
 class AsyncLifecycleCalls(AsyncFileCalls):
@@ -78,6 +81,8 @@ class AsyncLifecycleCalls(AsyncFileCalls):
             return await self._remote.discard_vm(vm_id, [], newest_point_id="")
         points = await self._remote.points(vm_id, include_forgotten=False)
         newest = points[-1].point_id if points else ""
+        from holdfast.lifecycle import keep_message  # most processes discard nothing
+
         storage_ids = [
             await self._kept(vm_id, newest, keep_message(rule), progress) for rule in (vm.keep if newest else ())
         ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from holdfast.calls.core import AsyncCore, BlockingCore
-from holdfast.retention import PointLock, RetainedPoint, RetentionRules
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast.retention import PointLock, RetainedPoint, RetentionRemote, RetentionRules
 
 End = datetime.datetime | datetime.timedelta
 """When a lock ends: a time with its zone, or how long from now."""
@@ -15,6 +18,12 @@ End = datetime.datetime | datetime.timedelta
 
 class AsyncRetentionCalls(AsyncCore):
     """Calls about how long points stay."""
+
+    @property
+    def _retention(self) -> RetentionRemote:
+        from holdfast.retention import RetentionRemote  # what only saves does not wait for this to load
+
+        return RetentionRemote(self._remote.endpoints)
 
     async def lock(self, point_id: str, until: End) -> PointLock:
         """Lock a point: until then nothing forgets it or discards its VM. Returns the lock as it is.
@@ -30,11 +39,11 @@ class AsyncRetentionCalls(AsyncCore):
             HoldfastError: NOT_FOUND if the point is gone or forgotten; INVALID_ARGUMENT for a time that is past or has
                 no zone; LIMIT_EXCEEDED beyond 100 years; CONFLICT while the VM is being discarded; DENIED.
         """
-        return await self._remote.lock(point_id, self._end_unix_ms(until))
+        return await self._retention.lock(point_id, self._end_unix_ms(until))
 
     async def unlock(self, point_id: str) -> None:
         """Lift a point's lock before its end; no error if there is none. DENIED to all but administrators."""
-        await self._remote.unlock(point_id)
+        await self._retention.unlock(point_id)
 
     async def set_retention(self, vm_id: str, rules: RetentionRules | None) -> None:
         """Keep a VM's points by these rules from now on; None keeps everything. The cluster applies them hourly.
@@ -43,7 +52,7 @@ class AsyncRetentionCalls(AsyncCore):
             HoldfastError: NOT_FOUND; INVALID_ARGUMENT for rules that keep nothing; CONFLICT while the VM is being
                 discarded; DENIED.
         """
-        await self._remote.set_retention(vm_id, rules)
+        await self._retention.set_retention(vm_id, rules)
 
     async def apply_retention(
         self, vm_id: str, *, rules: RetentionRules | None = None, dry_run: bool = False
@@ -61,7 +70,7 @@ class AsyncRetentionCalls(AsyncCore):
         Raises:
             HoldfastError: as `set_retention`.
         """
-        return await self._remote.apply_retention(vm_id, rules, dry_run=dry_run)
+        return await self._retention.apply_retention(vm_id, rules, dry_run=dry_run)
 
     def _end_unix_ms(self, until: End) -> int:
         if isinstance(until, datetime.timedelta):

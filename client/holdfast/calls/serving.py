@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from holdfast.calls.core import AsyncCore, BlockingCore
+from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT
 from holdfast.images.blocking import BlockingImage, ImageFile, runner_on
 from holdfast.images.opening import open_point
-from holdfast.images.point_image import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT, PointImage
 from holdfast.results import ProgressCallback
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.names import check_id
@@ -24,6 +24,7 @@ from holdfast_core.runtime.options import parse_address
 if TYPE_CHECKING:
     from holdfast.aio import AsyncStateManager
     from holdfast.background import LoopThread
+    from holdfast.images.point_image import PointImage
     from holdfast.serving import Address, PointServer
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from holdfast.calls.core import AsyncCore, BlockingCore
-from holdfast.findings import ClusterVerifyReport, VerifyReport
 from holdfast.results import ProgressCallback
 from holdfast_core.model.names import check_id
+
+if TYPE_CHECKING:
+    from holdfast.findings import ClusterVerifyReport, VerifyReport
 
 
 class AsyncVerifyCalls(AsyncCore):

@@ -11,7 +11,7 @@ from holdfast.cli.output import format_time, print_json, print_line, print_table
 from holdfast.standing import LayoutProgress, progress_of
 
 if TYPE_CHECKING:
-    from holdfast.results import LayoutChange, LayoutInfo, LayoutPlan
+    from holdfast.cluster import LayoutChange, LayoutInfo, LayoutPlan
 
 app = typer.Typer(help="Show, plan and change which nodes own which blocks.")
 

@@ -13,7 +13,7 @@ from holdfast.standing import describe_node
 from holdfast_core.runtime.options import format_size, parse_size
 
 if TYPE_CHECKING:
-    from holdfast.results import NodeDecision
+    from holdfast.cluster import NodeDecision
 
 app = typer.Typer()
 node_app = typer.Typer(help="Drain, weigh and remove storage nodes.")

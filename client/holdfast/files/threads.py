@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.images.blocking import BlockingImage, Runner, runner_on
-from holdfast.images.point_image import PointImage
 from holdfast.results import Progress, ProgressCallback
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+
+if TYPE_CHECKING:
+    from holdfast.images.point_image import PointImage
 
 Answer = TypeVar("Answer")
 Element = TypeVar("Element")

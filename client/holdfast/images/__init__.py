@@ -1,6 +1,11 @@
-"""Volumes of recovery points, readable anywhere at once: nothing is restored, blocks come as they are asked for."""
+"""Volumes of recovery points, readable anywhere at once: nothing is restored, blocks come as they are asked for.
 
-from holdfast.images.blocking import BlockingImage, ImageFile, runner_on
-from holdfast.images.point_image import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT, PointImage
+Most processes open none, so `PointImage` is in a module that loads when one is opened.
+"""
 
-__all__ = ["CACHE_BYTES_DEFAULT", "READ_AHEAD_BYTES_DEFAULT", "BlockingImage", "ImageFile", "PointImage", "runner_on"]
+from typing import Final
+
+from holdfast_core.model.limits import MIB
+
+CACHE_BYTES_DEFAULT: Final = 64 * MIB
+READ_AHEAD_BYTES_DEFAULT: Final = 4 * MIB

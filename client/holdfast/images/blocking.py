@@ -9,10 +9,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast.descriptors import Extent
-from holdfast.images.point_image import PointImage
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from holdfast.images.point_image import PointImage
 
 Answer = TypeVar("Answer")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from holdfast.access import Access
-from holdfast.images.point_image import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT, PointImage
+from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT
 from holdfast.remote import CoordinatorCalls
 from holdfast.writing import Toolbox
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.records import check_point
 from holdfast_proto.v1.records_pb2 import PointRecord, VolumeRecord
+
+if TYPE_CHECKING:
+    from holdfast.images.point_image import PointImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class OpenedPoint:
         Raises:
             HoldfastError: NOT_FOUND; INVALID_ARGUMENT for a bound below zero.
         """
+        from holdfast.images.point_image import PointImage
+
         if cache_bytes < 0 or read_ahead_bytes < 0:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "the bounds of cache and read-ahead may not be negative")
         point_id, report = self.point.point_id, self.tools.report_damage

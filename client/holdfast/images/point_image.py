@@ -16,8 +16,8 @@ from typing import Final
 
 from holdfast.access import Access
 from holdfast.content import ContentDamage, ContentReader, Entry
-from holdfast.damage import DamageReport
 from holdfast.descriptors import Extent
+from holdfast.images import CACHE_BYTES_DEFAULT, READ_AHEAD_BYTES_DEFAULT
 from holdfast.images.block_cache import BlockCache
 from holdfast.images.flights import Flight
 from holdfast.images.leaves import GROUP_LEAVES, LeafMap
@@ -27,8 +27,6 @@ from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.model.limits import KIB, MIB, TREE_FAN_OUT
 from holdfast_proto.v1.records_pb2 import VolumeRecord
 
-CACHE_BYTES_DEFAULT: Final = 64 * MIB
-READ_AHEAD_BYTES_DEFAULT: Final = 4 * MIB
 THREADS: Final = 2
 
 _AHEAD_FIRST_BYTES: Final = 256 * KIB
@@ -244,6 +242,8 @@ class PointImage:
             if not await self._answered(flight):
                 damage = await self._fetch(flight)
                 if damage is not None:
+                    from holdfast.damage import DamageReport  # few images meet damage
+
                     report = DamageReport(f"volume {self.name}")
                     report.add(damage, "")
                     error = report.error()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.descriptors import Extent
-from holdfast.images import BlockingImage
+from holdfast.images.blocking import BlockingImage
 from holdfast.results import Consistency
 from holdfast.serving.local_file import LocalFile
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from holdfast.descriptors import Extent
-from holdfast.images import PointImage
+from holdfast.images.point_image import PointImage
 from holdfast.serving.device import Span
 from holdfast.serving.local_file import LocalFile
 from holdfast.serving.overlay import GRAIN_BYTES, VolumeFiles

@@ -11,7 +11,6 @@ import binascii
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +183,8 @@ def write_token(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; an older file is still whole.
     """
+    import tempfile  # whoever only reads tokens does not wait for this to load
+
     # A file of our own making, mode 0600 from the start: never one that somebody laid ready for us to fill.
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
