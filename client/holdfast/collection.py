@@ -28,7 +28,7 @@ class CollectionReport:
         cutoff: blocks stamped in this epoch or later were let be: the lowest over all tenants.
         points, objects, sessions: what was marked from.
         marked_blocks: blocks that are reached.
-        listed_copies: copies that nodes listed.
+        listed_copies: copies that nodes listed, those that are set aside as corrupt among them.
         garbage_copies, garbage_bytes: those that nothing reaches and that are to go.
         young_copies, young_bytes: those that nothing reaches yet, and that something may lean on.
         deleted_copies, deleted_bytes: those that were deleted.

@@ -226,6 +226,10 @@ class NodeCore:
         if not cutoff:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, "a delete names its cut-off; no block is stamped below 0")
         verdicts = await self.executor.run(_delete, self.store, capability, ids, cutoff)
+        for block_id, verdict in zip(ids, verdicts, strict=True):
+            if verdict is Verdict.OK:
+                # It may have been set aside as corrupt, with no peer to give it.
+                self.healing.forget(capability.tenant, block_id)
         gone = (Verdict.OK, Verdict.MISSING)
         self.deleted.add(
             capability.tenant,

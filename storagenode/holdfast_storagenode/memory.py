@@ -23,9 +23,10 @@ _MODULUS: Final = 1 << 256
 
 @dataclass(slots=True)
 class _Copy:
-    """One block: its bytes, its own stamp, and whether the bytes are known to be corrupt."""
+    """One block: its bytes, its kind as it came, its own stamp, and whether the bytes are known to be corrupt."""
 
     data: bytes
+    kind: int
     stamp: int
     corrupt: bool = False
 
@@ -134,7 +135,7 @@ class MemoryStore:
         """See `BlockStore.kinds`."""
         with self._lock:
             held = [self._find(tenant, block_id) for block_id in ids]
-        return [None if copy is None else kind_of(copy.data) for copy in held]
+        return [None if copy is None else copy.kind for copy in held]
 
     def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
         """See `BlockStore.delete`."""
@@ -153,14 +154,18 @@ class MemoryStore:
                     self._drop(tenant, block_id)
         return verdicts
 
-    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
+    def scan(
+        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+    ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         with self._lock:
             listed: list[BlockEntry] = []
             for block_id, copy in self._above(tenant, partition, after):
                 if len(listed) >= limit:
                     break
-                listed.append(BlockEntry(block_id, len(copy.data), kind_of(copy.data), self._counted(block_id, copy)))
+                if with_quarantined or not copy.corrupt:
+                    counted = self._counted(block_id, copy)
+                    listed.append(BlockEntry(block_id, len(copy.data), copy.kind, counted, copy.corrupt))
             return listed
 
     def tenants(self) -> list[int]:
@@ -272,7 +277,7 @@ class MemoryStore:
         before = shelf.copies.get(block_id)
         self._used_bytes += len(data) - (0 if before is None else len(before.data))
         # A copy that was set aside hands its stamp on.
-        shelf.place(block_id, _Copy(data, 0 if before is None else before.stamp))
+        shelf.place(block_id, _Copy(data, kind_of(data), 0 if before is None else before.stamp))
 
     def _drop(self, tenant: int, block_id: bytes) -> None:
         partition = self._partition_of(block_id)
@@ -293,7 +298,7 @@ class MemoryStore:
         return max(copy.stamp, self._floor, self._floors.get(self._partition_of(block_id), 0))
 
     def _above(self, tenant: int, partition: int | None, after: bytes) -> Iterator[tuple[bytes, _Copy]]:
-        """Yield the whole copies of a partition, or of all, that come after the id `after`."""
+        """Yield the copies of a partition, or of all, that come after the id `after`."""
         shelves = self._shelves.get(tenant, {})
         at = self._partition_of(after) if after and partition is None else -1
         for number in sorted(shelves) if partition is None else [partition]:
@@ -302,9 +307,7 @@ class MemoryStore:
             ids = shelves[number].ids()
             resumed = bool(after) and (partition is not None or number == at)
             for block_id in ids[bisect_right(ids, after) if resumed else 0 :]:
-                copy = shelves[number].copies[block_id]
-                if not copy.corrupt:
-                    yield block_id, copy
+                yield block_id, shelves[number].copies[block_id]
 
     def _see(self, tenant: int, cutoff: int) -> None:
         if not self._stamps_known:

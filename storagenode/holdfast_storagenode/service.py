@@ -102,7 +102,7 @@ class BlockService:
         return pb.HasBlocksResponse(verdicts=bytes(verdicts))
 
     async def ScanBlocks(self, request: pb.ScanBlocksRequest, context: Context) -> None:
-        """List what is held of the kinds that the capability names."""
+        """List what is held of the kinds that the capability names; what is set aside as corrupt only if asked."""
         capability = self._access.enter(context, "scan")
         if request.after and len(request.after) != BLOCK_ID_BYTES:
             raise HoldfastError(ErrorCode.INVALID_ARGUMENT, f"an id takes {BLOCK_ID_BYTES} bytes")
@@ -118,6 +118,7 @@ class BlockService:
                         block_ids=b"".join(entry.block_id for entry in listed),
                         lengths=[entry.length for entry in listed],
                         stamps=[entry.stamp for entry in listed],
+                        quarantined=[at for at, entry in enumerate(listed) if entry.quarantined],
                     ),
                 )
             self._access.recheck(capability)
@@ -126,12 +127,12 @@ class BlockService:
     def _scanned(self, request: pb.ScanBlocksRequest) -> ScanPart:
         """Return what a request means to list."""
         if not request.HasField("partition"):
-            return ScanPart(None, 0, request.after)
+            return ScanPart(None, 0, request.after, request.with_quarantined)
         first = request.partition
         end = min(PARTITIONS_MAX, first + max(1, request.partition_count))
         # The order is that of partitions, so an id of a later one lies above all of those before it.
         at = self._core.cluster.partition_of(request.after) if request.after else first
-        return ScanPart(max(first, at), end, request.after if at >= first else b"")
+        return ScanPart(max(first, at), end, request.after if at >= first else b"", request.with_quarantined)
 
     async def DeleteBlocks(self, request: pb.DeleteBlocksRequest, context: Context) -> pb.DeleteBlocksResponse:
         """Remove blocks that are stamped below the cut-off, without which nothing is removed."""

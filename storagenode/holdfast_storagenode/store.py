@@ -34,13 +34,15 @@ class Verdict(enum.IntEnum):
 class BlockEntry:
     """One block of a listing: its id, its sealed length in bytes, its kind (as in the block's header) and its stamp.
 
-    The stamp is the collection epoch that the block counts as stamped with, floors included.
+    The stamp is the collection epoch that the block counts as stamped with, floors included. `quarantined` says that
+    the copy is set aside as corrupt; only a listing that asks for such copies has any.
     """
 
     block_id: bytes
     length: int
     kind: int
     stamp: int = 0
+    quarantined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ class BlockStore(Protocol):
     def delete(self, tenant: int, ids: Sequence[bytes], *, cutoff: int | None = None) -> list[Verdict]:
         """Remove blocks, durably on return. OK: removed. MISSING: was not there. KEPT: stamped at or above `cutoff`.
 
-        That is decided under the lock under which blocks are stamped. None removes whatever the stamps say.
+        That is decided under the lock under which blocks are stamped. None removes whatever the stamps say. A copy that
+        is set aside as corrupt has its stamp still, and goes or stays by it like any other.
 
         Raises:
             HoldfastError: CONFLICT for a cut-off below the highest of this tenant that the open store has seen;
@@ -123,10 +126,12 @@ class BlockStore(Protocol):
         """
         ...
 
-    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
+    def scan(
+        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+    ) -> list[BlockEntry]:
         """List up to `limit` entries in order of partition, then id, above the id `after` (b"" for the first).
 
-        Copies that are set aside as corrupt are left out.
+        Copies that are set aside as corrupt are left out, or with `with_quarantined` listed as what they are.
         """
         ...
 

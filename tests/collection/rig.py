@@ -20,6 +20,8 @@ from holdfast_proto.v1.collection_pb2 import (
 )
 from holdfast_proto.v1.common_pb2 import Grant
 from holdfast_proto.v1.records_pb2 import ObjectRecord, PointRecord, VolumeRecord
+from holdfast_storagenode.memory import MemoryStore
+from holdfast_storagenode.store import Verdict
 from tests.coordinator.content import Cluster, Sealed, cluster, put, random_blocks, seal_object, seal_volume
 from tests.coordinator.rig import Client, eventually, point_commit, ring_of
 
@@ -130,6 +132,19 @@ class Collecting:
                 for block_id, verdict in zip(ids, verdicts, strict=True):
                     counts[block_id] += verdict == VERDICT_OK
         return counts
+
+    def rot(self, node_id: str, block_ids: Iterable[bytes], *, tenant: int = 1) -> None:
+        """Let a node's copies rot and be found rotten."""
+        store = self.store_of(node_id)
+        for block_id in block_ids:
+            store.overwrite(tenant, block_id, b"rot")
+            assert store.has(tenant, [block_id], verify=True) == [Verdict.CORRUPT]
+
+    def store_of(self, node_id: str) -> MemoryStore:
+        """Return what a node in memory keeps its blocks in."""
+        store = self.cluster.nodes[node_id].core.store
+        assert isinstance(store, MemoryStore)
+        return store
 
     async def reader_grant(self, point: PointRecord) -> Grant:
         """Return what a reader of a point gets; it stamps nothing."""

@@ -86,6 +86,22 @@ class TestPlans:
         assert (plan.young_copies, plan.young_bytes) == (2, 36)
         assert plan.held == {marked[0], marked[1]}
 
+    def test_corrupt_copies_are_garbage_like_others_and_stand_for_nothing(self) -> None:
+        marked, garbage, young = ids(2), ids(2, seed=2), ids(2, seed=3)
+        page = ListedPage(
+            [*marked, *garbage, *young],
+            [1, 2, 4, 8, 16, 32],
+            [0, 0, 4, 4, 5, 5],
+            frozenset({marked[1], garbage[1], young[1]}),
+        )
+        plan = plan_page(page, frozenset(marked), cutoff=5)
+        assert (plan.garbage, plan.garbage_lengths) == (tuple(garbage), (4, 8))
+        assert (plan.young_copies, plan.young_bytes) == (2, 48)
+        assert plan.held == {marked[0]}
+        page = ListedPage(marked, [1, 2], [0, 0], frozenset(marked))
+        plan = plan_page(page, frozenset(marked), cutoff=5)
+        assert (plan.garbage, plan.young_copies, plan.held) == ((), 0, frozenset())
+
     def test_a_cutoff_of_nothing_makes_no_garbage(self) -> None:
         page = ListedPage(ids(2), [1, 1], [0, 3])
         assert plan_page(page, frozenset(), cutoff=0).garbage == ()

@@ -83,6 +83,60 @@ async def test_a_put_of_what_is_about_to_be_deleted_keeps_it(
     assert set((await running.copies(grant, gone.ids)).values()) == {3}
 
 
+async def test_what_is_sent_again_in_the_place_of_corrupt_copies_that_are_about_to_be_deleted_is_kept(
+    running: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = await running.save(SLOTS)
+    await running.forget(gone.record.point_id)
+    for node_id in running.cluster.nodes:
+        running.rot(node_id, gone.ids[::2])
+    made = []
+
+    async def send_again() -> None:
+        begun = await running.begin()
+        volume, _ = await running.write(begun, SLOTS)
+        made.append(await running.commit(begun, volume))
+
+    before_first_delete(monkeypatch, send_again)
+    report = await running.collect()
+    assert (report.deleted_copies, report.young_copies) == (0, 3 * len(gone.ids))
+    grant = await running.reader_grant(made[0])
+    assert set((await running.copies(grant, gone.ids)).values()) == {3}
+
+
+async def test_what_is_found_corrupt_after_a_session_leaned_on_it_is_kept(
+    running: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing reaches it yet, but its stamp stays with it: two other owners have it, and repair will bring it."""
+    begun = await running.begin()
+    volume, sealed = await running.write(begun, SLOTS)
+    ids = [block.id for block in sealed.everything]
+    running.rot("node-2", ids[:5])
+    report = await running.collect()
+    assert (report.deleted_copies, report.young_copies) == (0, 3 * len(ids))
+    assert running.store_of("node-2").status().quarantined_count == 5
+    grant = await running.reader_grant(await running.commit(begun, volume))
+    report = await running.collect()
+    assert (report.deleted_copies, report.young_copies, report.thin_blocks) == (0, 0, 5)
+    assert running.store_of("node-2").status().quarantined_count == 5
+    assert sorted((await running.copies(grant, ids)).values())[:6] == [*[2] * 5, 3]
+
+
+async def test_what_rots_between_its_listing_and_its_delete_goes(
+    running: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = await running.save(SLOTS)
+    await running.forget(gone.record.point_id)
+
+    async def rot() -> None:
+        for node_id in running.cluster.nodes:
+            running.rot(node_id, gone.ids[:5])
+
+    before_first_delete(monkeypatch, rot)
+    assert (await running.collect()).deleted_copies == 3 * len(gone.ids)
+    assert {running.store_of(node_id).status().quarantined_count for node_id in running.cluster.nodes} == {0}
+
+
 async def test_what_is_deleted_before_a_commit_is_missed_by_it(
     running: Collecting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

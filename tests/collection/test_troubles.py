@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
+from google.protobuf.message import Message
 
 from holdfast_coordinator import keyspace
 from holdfast_coordinator.collection.epochs import EPOCH_FIRST, epoch_of
@@ -15,7 +16,10 @@ from holdfast_core.model.errors import HoldfastError
 from holdfast_core.runtime.clock import ManualClock
 from holdfast_core.runtime.metadata.sqlite import SqliteStore
 from holdfast_proto.v1 import collection_pb2, state_pb2
+from holdfast_proto.v1.blocks_pb2 import ScanBlocksResponse
 from holdfast_proto.v1.tenants_pb2 import CreateTenantRequest
+from holdfast_storagenode import service
+from holdfast_storagenode.service import send_message
 from tests.collection.rig import Collecting
 from tests.coordinator.content import Cluster, random_blocks
 from tests.coordinator.faults import Crash, Fault, FaultyStore
@@ -68,6 +72,52 @@ async def test_a_block_that_is_on_no_node_is_recorded_as_damage(running: Collect
     explained = await _explained(running, lost)
     assert explained.damaged
     assert {copy.state for copy in explained.copies} == {"missing"}
+
+
+async def test_corrupt_copies_of_garbage_go_and_those_of_what_is_needed_stay(running: Collecting) -> None:
+    """One is corrupt on every node, so that nobody could ever replace it; one on one node alone."""
+    kept, gone = await running.save(SLOTS), await running.save(random_blocks(2, range(60)))
+    grant = await running.reader_grant(kept.record)
+    nodes = sorted(running.cluster.nodes)
+    for node_id in nodes:
+        running.rot(node_id, [gone.sealed.blocks[3].id, kept.sealed.blocks[3].id])
+    running.rot(nodes[0], [gone.sealed.blocks[4].id, kept.sealed.blocks[4].id])
+    await running.forget(gone.record.point_id)
+    count = len(kept.ids) + len(gone.ids)
+    planned = await running.collect(dry_run=True)
+    assert (planned.listed_copies, planned.garbage_copies) == (3 * count, 3 * len(gone.ids))
+    assert (planned.thin_blocks, planned.lost_blocks) == (2, 1)
+    # A copy that is not whole is no copy of what is needed, and takes space where nothing needs it.
+    report = await running.collect()
+    assert (report.garbage_copies, report.deleted_copies) == (3 * len(gone.ids), 3 * len(gone.ids))
+    assert report.deleted_bytes == planned.garbage_bytes
+    assert (report.thin_blocks, report.lost_blocks, list(report.nodes_left_out)) == (2, 1, [])
+    for node_id in nodes:
+        status = running.store_of(node_id).status()
+        assert status.quarantined_count == (2 if node_id == nodes[0] else 1)
+        assert status.block_count == len(kept.ids)
+    found = await running.copies(grant, [kept.sealed.blocks[3].id, kept.sealed.blocks[4].id])
+    assert sorted(found.values()) == [0, 2]
+    for lost, states in ((kept, {"corrupt"}), (gone, {"missing"})):
+        explained = await _explained(running, lost.sealed.blocks[3].id)
+        assert {copy.state for copy in explained.copies} == states
+
+
+async def test_a_node_that_calls_corrupt_what_it_does_not_list_is_left_out(
+    running: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = await running.save(SLOTS)
+    await running.forget(gone.record.point_id)
+
+    async def send(context: service.Context, message: Message | bytes) -> None:
+        if isinstance(message, ScanBlocksResponse):
+            message.quarantined.append(len(message.lengths))
+        await send_message(context, message)
+
+    monkeypatch.setattr(service, "send_message", send)
+    report = await running.collect()
+    assert list(report.nodes_left_out) == sorted(running.cluster.nodes)
+    assert (report.phase, report.deleted_copies, report.lost_blocks) == ("done", 0, 0)
 
 
 async def test_what_is_on_too_few_owners_is_counted(running: Collecting) -> None:

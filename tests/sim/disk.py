@@ -238,7 +238,9 @@ class SimStore:
                 verdicts.append(Verdict.OK)
         return verdicts
 
-    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
+    def scan(
+        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+    ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         self._process.check_alive()
         above = (-1, b"")
@@ -251,9 +253,11 @@ class SimStore:
             held = self.disk.copies.get(place, {})
             for key in sorted(held):
                 copy = held[key]
-                if key[0] != tenant or copy.aside or (place, key[1]) <= above:
+                if key[0] != tenant or (copy.aside and not with_quarantined) or (place, key[1]) <= above:
                     continue
-                listed.append(BlockEntry(key[1], len(copy.data), kind_of(copy.data), self.disk.stamp_of(place, copy)))
+                # What rots here are last bytes, so the header still says the kind.
+                kind, counted = kind_of(copy.data), self.disk.stamp_of(place, copy)
+                listed.append(BlockEntry(key[1], len(copy.data), kind, counted, copy.aside))
                 if len(listed) == limit:
                     return listed
         return listed

@@ -165,6 +165,42 @@ async def what_nobody_needs_is_gone_after_two_collections(stage: Stage) -> None:
     assert not any(stage.holders(ref) for ref in refs)
 
 
+async def corrupt_copies_of_what_nobody_needs_are_gone_after_two_collections(stage: Stage) -> None:
+    """Some are corrupt on one node, which repair makes good before; some on all, which nothing can make good."""
+    client = await stage.client()
+    gone = await client.snapshot()
+    refs = sorted(stage.checker.reached())
+    await client.forget(gone)
+    for ref in refs[::3]:
+        stage.spoil(stage.holders(ref)[0], ref)
+    for ref in refs[1::3]:
+        for node_id in stage.holders(ref):
+            stage.spoil(node_id, ref)
+    await stage.collect()
+    await stage.collect()
+    assert not [ref for ref in refs if stage.keepers(ref)]
+
+
+async def a_put_against_a_delete_of_corrupt_copies(stage: Stage) -> None:
+    """Copies are listed as corrupt garbage; before the delete comes, a session has sent the blocks again."""
+    client = await stage.client()
+    gone = await client.snapshot()
+    refs = sorted(stage.checker.reached())
+    await client.forget(gone)
+    for ref in refs:
+        for node_id in stage.holders(ref):
+            stage.spoil(node_id, ref)
+    sent = False
+    held = stage.hold("DeleteBlocks", lambda: sent)
+    collecting = stage.loop.create_task(stage.collect())
+    await stage.until(lambda: len(held) >= 2)
+    session = await _begin(client, asks=1.0)
+    sent = True
+    await collecting
+    await session.commit()
+    assert await client.restore(session.session_id, session.session_id)
+
+
 async def a_layout_change_while_a_session_leans_on_old_owners(stage: Stage) -> None:
     """A session found blocks on two of three owners; the third, and who pulls from it, has them unstamped."""
     client = await stage.client()

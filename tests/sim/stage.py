@@ -66,6 +66,11 @@ class Stage:
         """Return the nodes that have an intact copy of a block."""
         return [name for name in self.cluster.nodes if self.checker.intact(name, ref)]
 
+    def keepers(self, ref: Ref) -> list[str]:
+        """Return the nodes that have any copy of a block, if only a corrupt one."""
+        place = self.checker.living[0].partition_of(ref[1])
+        return [name for name, host in self.cluster.nodes.items() if host.disk.find(place, ref) is not None]
+
     async def set_node(self, node_id: str, *, draining: bool) -> None:
         """Drain or undrain a node."""
         await self.operator.set_node(cluster_pb2.SetNodeRequest(node_id=node_id, draining=draining))

@@ -19,6 +19,8 @@ SCRIPTS: Final = (
     scripts.a_lease_that_lapses_before_a_late_commit,
     scripts.a_parent_that_is_forgotten_in_mid_session,
     scripts.what_nobody_needs_is_gone_after_two_collections,
+    scripts.corrupt_copies_of_what_nobody_needs_are_gone_after_two_collections,
+    scripts.a_put_against_a_delete_of_corrupt_copies,
     scripts.a_layout_change_while_a_session_leans_on_old_owners,
     scripts.a_drain_and_a_kill_at_once,
     scripts.a_write_that_is_under_way_when_the_layout_changes,

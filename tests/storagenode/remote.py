@@ -83,20 +83,22 @@ class RemoteStore:
         answer = self._loop.run(self._with(tenant, lambda client: client.call("DeleteBlocks", request)))
         return [Verdict(verdict) for verdict in answer.verdicts]
 
-    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
-        request = pb.ScanBlocksRequest(after=after, limit=limit)
+    def scan(
+        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+    ) -> list[BlockEntry]:
+        request = pb.ScanBlocksRequest(after=after, limit=limit, with_quarantined=with_quarantined)
         if partition is not None:
             request.partition = partition
         responses = self._loop.run(self._with(tenant, lambda client: client.stream("ScanBlocks", request)))
         listed = [
-            (response.block_ids[32 * at : 32 * at + 32], length, response.stamps[at])
+            (response.block_ids[32 * at : 32 * at + 32], length, response.stamps[at], at in response.quarantined)
             for response in responses
             for at, length in enumerate(response.lengths)
         ]
-        kinds = self.kinds(tenant, [block_id for block_id, _, _ in listed])
+        kinds = self.kinds(tenant, [block_id for block_id, *_ in listed])
         return [
-            BlockEntry(block_id, length, kind or 0, stamp)
-            for (block_id, length, stamp), kind in zip(listed, kinds, strict=True)
+            BlockEntry(block_id, length, kind or 0, stamp, quarantined)
+            for (block_id, length, stamp, quarantined), kind in zip(listed, kinds, strict=True)
         ]
 
     def tenants(self) -> list[int]:

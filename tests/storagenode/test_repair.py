@@ -112,6 +112,23 @@ async def test_a_read_of_what_a_collection_removed_brings_nothing_back() -> None
     assert fleet["a"].ids() == set()
 
 
+async def test_a_corrupt_copy_that_a_collection_removed_is_missed_no_more() -> None:
+    fleet = await fleet_of_three()
+    fleet.epoch = 2
+    await fleet.beat()
+    await fleet.put("a", BLOCKS[:2], stamp=1)
+    for block in BLOCKS[:2]:
+        fleet["a"].store.overwrite(1, block.id, b"rot")
+    await fleet["a"].core.get(capability(), IDS[:2], verdicts)
+    await work(fleet, fleet["a"].repair)
+    assert fleet["a"].core.healing.unrepaired_count == 2
+    assert await fleet["a"].core.delete(capability(), IDS[:1], cutoff=3) == [Verdict.OK]
+    assert set(fleet["a"].core.healing.unrepaired_since()) == {(1, IDS[1])}
+    fleet.clock.advance(RECHECK_S)
+    await work(fleet, fleet["a"].repair)
+    assert set(fleet["a"].core.healing.unrepaired_since()) == {(1, IDS[1])}
+
+
 async def test_the_queue_is_bounded() -> None:
     fleet = await fleet_of_three()
     fleet["a"].healing.repair.add(1, [number.to_bytes(32, "big") for number in range(2 * QUEUE_MAX)])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast_core.model.block import Kind
 from holdfast_core.model.errors import ErrorCode
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_storagenode.store import Verdict
-from tests.storagenode.blocks import make_blocks
+from tests.storagenode.blocks import make_block, make_blocks
 from tests.storagenode.cluster import NodeClient, make_layout, mint, refusal
 from tests.storagenode.conftest import Served
+from tests.storagenode.engines import plant_rot
 from tests.storagenode.remote import batch_of
 
 BLOCKS = make_blocks(3)
@@ -61,6 +63,24 @@ async def test_a_delete_says_what_it_kept_and_always_names_a_cutoff(served: Serv
     assert answer.verdicts == bytes([Verdict.OK, Verdict.OK, Verdict.KEPT])
     error = await refusal(client.call("DeleteBlocks", pb.DeleteBlocksRequest(block_ids=PACKED, cutoff=5)))
     assert error.code is ErrorCode.CONFLICT
+
+
+async def test_a_listing_says_which_of_what_it_lists_is_corrupt_if_asked(served: Served) -> None:
+    blocks = [make_block(number, kind=Kind(number % 3)) for number in range(30)]
+    served.store.put(1, blocks, stamp=4)
+    rotten = blocks[::2]
+    for block in rotten:
+        plant_rot(served.directory, block.data)
+    served.store.has(1, [block.id for block in blocks], verify=True, stamp=5)
+    confined = served.client(mint(served.coordinator.signer, kinds=frozenset({int(Kind.INDEX)})))
+    (plain,) = await confined.stream("ScanBlocks", pb.ScanBlocksRequest())
+    assert (len(plain.lengths), list(plain.quarantined)) == (5, [])
+    asked = pb.ScanBlocksRequest(partition=0, partition_count=16, with_quarantined=True)
+    (told,) = await confined.stream("ScanBlocks", asked)
+    listed = [told.block_ids[32 * at : 32 * at + 32] for at in range(len(told.lengths))]
+    assert set(listed) == {block.id for block in blocks[2::3]}, "of other kinds none"
+    assert {listed[at] for at in told.quarantined} == {block.id for block in rotten} & set(listed)
+    assert [stamp == 4 for stamp in told.stamps] == [at in told.quarantined for at in range(10)]
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 16), (3, 5), (7, 1), (7, 0), (14, 4_000_000_000), (200, 3)])

@@ -298,6 +298,47 @@ def test_a_corrupt_copy_keeps_its_stamp_through_compaction_and_replay(live: Path
     again.close()
 
 
+@pytest.mark.parametrize("lose_index", [False, True])
+def test_a_corrupt_copy_that_is_garbage_goes_for_good_after_restarts_and_compaction(
+    live: Path, lose_index: bool
+) -> None:
+    """Once it is deleted, neither its old record, nor the one that compaction made, brings it back."""
+    store = open_engine(live)
+    store.learn_epoch(1)
+    blocks = make_blocks(40)
+    store.put(1, blocks, stamp=6)
+    for block in blocks[2:4]:
+        plant_rot(live, block.data)
+        assert store.has(1, [block.id], verify=True) == [Verdict.CORRUPT]
+    store.delete(1, [block.id for block in blocks[5:15]])
+    assert store.compact(dead_fraction_min=0.3)
+    crashed = crash(live)
+    store.close()
+    if lose_index:
+        shutil.rmtree(crashed / "index")
+    again = open_engine(crashed)
+    ids = [block.id for block in blocks[2:4]]
+    if lose_index:
+        assert code_of_delete(again, cutoff=9) is ErrorCode.NOT_READY
+        again.learn_epoch(7)
+    stamp = 7 if lose_index else 6
+    listed = again.scan(1, partition=None, after=b"", limit=999, with_quarantined=True)
+    assert {entry.block_id: entry.stamp for entry in listed if entry.quarantined} == dict.fromkeys(ids, stamp)
+    assert again.delete(1, ids, cutoff=stamp) == [Verdict.KEPT] * 2
+    assert again.delete(1, ids, cutoff=stamp + 1) == [Verdict.OK] * 2
+    again.delete(1, [block.id for block in blocks[15:]])
+    again.put(1, make_blocks(40, first=100), stamp=8)
+    while again.compact(dead_fraction_min=0.1):
+        pass
+    twice = crash(crashed, "twice")
+    again.close()
+    shutil.rmtree(twice / "index")
+    last = open_engine(twice)
+    assert last.has(1, ids) == [Verdict.MISSING] * 2
+    assert last.status().quarantined_count == 0
+    last.close()
+
+
 def test_the_bytes_of_stamps_are_fixed() -> None:
     record_format = RecordFormat(INCARNATION)
     packed = bytes(range(64))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from holdfast_core.model.block import Kind, verify_view
+from holdfast_core.model.block import Kind, SealedBlock, verify_view
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_storagenode.store import BlockEntry, Holding, Verdict
 from tests.storagenode.blocks import make_block, make_blocks
@@ -251,6 +252,77 @@ def test_a_corrupt_copy_is_not_listed_and_hands_its_stamp_on(rig: Rig) -> None:
     assert [entry.block_id for entry in page] == [ids[1], ids[3], ids[4]], "a page is as long as was asked"
     assert rig.store.put(1, [blocks[2]], stamp=3) == [Verdict.OK]
     assert stamps(rig) == {**dict.fromkeys(ids, 8), ids[2]: 7}
+
+
+def set_aside(rig: Rig, blocks: Sequence[SealedBlock]) -> None:
+    """Let copies rot and be found; the markers become durable with the next write at the latest."""
+    for block in blocks:
+        rig.rot(1, block)
+    assert rig.store.has(1, [block.id for block in blocks], verify=True) == [Verdict.CORRUPT] * len(blocks)
+    rig.store.put(2, [make_block(99)])
+
+
+def test_corrupt_copies_are_listed_as_such_where_that_is_asked_for(rig: Rig) -> None:
+    blocks = sorted(make_blocks(30), key=lambda block: (rig.partition_of(block.id), block.id))
+    for at, block in enumerate(blocks):
+        rig.store.put(1, [block], stamp=1 + at % 3)
+    rotten = blocks[::4]
+    set_aside(rig, rotten)
+    rig.behind.raise_floor([rig.partition_of(rotten[1].id)], 9)
+    floors = {rig.partition_of(rotten[1].id): 9}
+    expected = [
+        BlockEntry(
+            block.id,
+            len(block.data),
+            int(Kind.VOLUME),
+            max(1 + at % 3, floors.get(rig.partition_of(block.id), 0)),
+            at % 4 == 0,
+        )
+        for at, block in enumerate(blocks)
+    ]
+    whole = [entry for entry in expected if not entry.quarantined]
+    assert rig.behind.scan(1, partition=None, after=b"", limit=100, with_quarantined=True) == expected
+    for store in (rig.store, rig.behind):
+        assert store.scan(1, partition=None, after=b"", limit=100) == whole
+        walked: list[BlockEntry] = []
+        while page := store.scan(
+            1, partition=None, after=walked[-1].block_id if walked else b"", limit=7, with_quarantined=True
+        ):
+            walked.extend(page)
+        assert [(e.block_id, e.length, e.stamp, e.quarantined) for e in walked] == [
+            (e.block_id, e.length, e.stamp, e.quarantined) for e in expected
+        ]
+        for partition in range(16):
+            here = store.scan(1, partition=partition, after=b"", limit=100, with_quarantined=True)
+            assert [(entry.block_id, entry.quarantined) for entry in here] == [
+                (e.block_id, e.quarantined) for e in expected if rig.partition_of(e.block_id) == partition
+            ]
+
+
+def test_a_delete_decides_about_corrupt_copies_as_about_whole_ones(rig: Rig) -> None:
+    blocks = make_blocks(5)
+    ids = [block.id for block in blocks]
+    for block, stamp in zip(blocks, (3, 4, 5, 3, 3), strict=True):
+        rig.store.put(1, [block], stamp=stamp)
+    rig.store.has(1, [ids[3]], stamp=7)
+    set_aside(rig, blocks)
+    used = rig.behind.status()
+    assert rig.store.put(1, [blocks[4]], stamp=6) == [Verdict.OK], "it takes the corrupt copy's place"
+    answers = [Verdict.OK, Verdict.KEPT, Verdict.KEPT, Verdict.KEPT, Verdict.KEPT]
+    assert rig.store.delete(1, ids, cutoff=4) == answers
+    assert rig.store.delete(1, ids[:1], cutoff=4) == [Verdict.MISSING]
+    assert rig.store.has(1, ids) == [Verdict.MISSING, *[Verdict.CORRUPT] * 3, Verdict.OK]
+    rig.behind.raise_floor([rig.partition_of(ids[1])], 6)
+    low = [block_id for block_id in ids[:4] if rig.partition_of(block_id) == rig.partition_of(ids[1])]
+    assert ids[1] in low
+    answers = [Verdict.KEPT if i in low else Verdict.OK for i in ids[1:3]]
+    assert rig.store.delete(1, ids[1:3], cutoff=6) == answers
+    assert rig.store.delete(1, ids[1:], cutoff=8)[2:] == [Verdict.OK] * 2
+    assert rig.store.status().quarantined_count == 0
+    assert rig.behind.tenants() == [2]
+    assert rig.behind.status().block_count == used.block_count - 5
+    assert rig.store.put(1, [blocks[0]], stamp=1) == [Verdict.OK]
+    assert stamps(rig) == {ids[0]: 6 if ids[0] in low else 1}, "nothing of what went is left to hand on"
 
 
 def test_the_same_block_of_two_tenants_has_two_stamps(rig: Rig) -> None:

@@ -1,7 +1,8 @@
 """What is to be done with what nodes list: marks and listings in, plans out. Pure.
 
-A copy that nothing reaches is garbage if its stamp lies below the cut-off, and young otherwise. The node decides in the
-end: a stamp that came after its listing keeps a block.
+A copy that nothing reaches is garbage if its stamp lies below the cut-off, and young otherwise, whole or corrupt. The
+node decides in the end: a stamp that came after its listing keeps a block. A corrupt copy of what is reached is let be,
+and counts as not there: repair replaces it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ class ListedPage:
         block_ids: ids.
         lengths: sealed bytes of each.
         stamps: collection epoch that each counts as stamped with.
+        quarantined: those of the ids whose copies are set aside as corrupt.
     """
 
     block_ids: Sequence[bytes]
     lengths: Sequence[int]
     stamps: Sequence[int]
+    quarantined: Set[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class PagePlan:
         garbage: ids of copies to delete.
         garbage_lengths: their sealed bytes, one by one.
         young_copies, young_bytes: what nothing reaches and is too young.
-        held: marked ids that the page lists.
+        held: marked ids that the page lists whole copies of.
     """
 
     garbage: tuple[bytes, ...]
@@ -47,14 +50,15 @@ class PagePlan:
 
 def plan_page(page: ListedPage, marks: Set[bytes], *, cutoff: int) -> PagePlan:
     """Compare a page with all marks of its partitions."""
-    held = frozenset(marks & set(page.block_ids))
-    if len(held) == len(page.block_ids):
+    reached = frozenset(marks & set(page.block_ids))
+    held = reached - page.quarantined
+    if len(reached) == len(page.block_ids):
         return PagePlan(garbage=(), garbage_lengths=(), young_copies=0, young_bytes=0, held=held)
     garbage: list[bytes] = []
     lengths: list[int] = []
     young_copies = young_bytes = 0
     for block_id, length, stamp in zip(page.block_ids, page.lengths, page.stamps, strict=True):
-        if block_id in held:
+        if block_id in reached:
             continue
         if stamp < cutoff:
             garbage.append(block_id)

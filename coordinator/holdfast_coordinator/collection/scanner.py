@@ -29,6 +29,8 @@ class NodeScanner(Protocol):
     ) -> AsyncGenerator[ListedPage, None]:
         """Yield what a node holds in the partitions from `first` to before `end`, above the id `after` (b"" for all).
 
+        Copies that the node set aside as corrupt are among it, and named as such.
+
         Raises:
             HoldfastError: UNREACHABLE or what the node says; then a listing may go on behind the last id that came.
         """
@@ -56,7 +58,7 @@ class GrpcScanner:
         """See `NodeScanner.listed`."""
         token = (await self._grants(tenant)).size_scanner()
         self._refresh()
-        request = ScanBlocksRequest(partition=first, partition_count=end - first, after=after)
+        request = ScanBlocksRequest(partition=first, partition_count=end - first, after=after, with_quarantined=True)
         call = BlockServiceStub(self._pool.channel(node_id)).ScanBlocks(
             request, metadata=((CAPABILITY_METADATA_KEY, token),), timeout=LIST_TIMEOUT_S
         )
@@ -66,7 +68,12 @@ class GrpcScanner:
                 if len(answer.stamps) != len(ids) or len(answer.lengths) != len(ids):
                     # An older node, which would delete whatever the cut-off says.
                     raise HoldfastError(ErrorCode.NOT_READY, f"storage node {node_id} does not tell stamps; update it")
-                yield ListedPage(ids, answer.lengths, answer.stamps)
+                if answer.quarantined and max(answer.quarantined) >= len(ids):
+                    raise HoldfastError(
+                        ErrorCode.INTERNAL, f"storage node {node_id} calls blocks corrupt that it does not list"
+                    )
+                quarantined = frozenset(ids[at] for at in answer.quarantined)
+                yield ListedPage(ids, answer.lengths, answer.stamps, quarantined)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, peer=f"storage node {node_id}") from error
         finally:

@@ -26,7 +26,7 @@ from holdfast_proto.v1 import common_pb2 as holdfast__proto_dot_v1_dot_common__p
 from holdfast_proto.v1 import rules_pb2 as holdfast__proto_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eholdfast_proto/v1/blocks.proto\x12\x0bholdfast.v1\x1a\x1eholdfast_proto/v1/common.proto\x1a\x1dholdfast_proto/v1/rules.proto\"n\n\x10PutBlocksRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x11\n\tblock_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x0c\"7\n\x11PutBlocksResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\"%\n\x10GetBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\"U\n\x11GetBlocksResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x0c\"K\n\x10HasBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06verify\x18\x03 \x01(\x08\"%\n\x11HasBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"p\n\x11ScanBlocksRequest\x12\x16\n\tpartition\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x17\n\x0fpartition_count\x18\x04 \x01(\rB\x0c\n\n_partition\"H\n\x12ScanBlocksResponse\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0e\n\x06stamps\x18\x03 \x03(\r\"8\n\x13\x44\x65leteBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63utoff\x18\x02 \x01(\r\"(\n\x14\x44\x65leteBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"\x16\n\x14GetNodeStatusRequest\"@\n\x15GetNodeStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.NodeStatus*\x97\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0e\n\nVERDICT_OK\x10\x01\x12\x13\n\x0fVERDICT_PRESENT\x10\x02\x12\x13\n\x0fVERDICT_MISSING\x10\x03\x12\x13\n\x0fVERDICT_CORRUPT\x10\x04\x12\x12\n\x0eVERDICT_DENIED\x10\x05\x12\x10\n\x0cVERDICT_KEPT\x10\x06\x32\xbf\x04\n\x0c\x42lockService\x12Y\n\tPutBlocks\x12\x1d.holdfast.v1.PutBlocksRequest\x1a\x1e.holdfast.v1.PutBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03put(\x01\x30\x01\x12W\n\tGetBlocks\x12\x1d.holdfast.v1.GetBlocksRequest\x1a\x1e.holdfast.v1.GetBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03get0\x01\x12U\n\tHasBlocks\x12\x1d.holdfast.v1.HasBlocksRequest\x1a\x1e.holdfast.v1.HasBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03has\x12[\n\nScanBlocks\x12\x1e.holdfast.v1.ScanBlocksRequest\x1a\x1f.holdfast.v1.ScanBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04scan0\x01\x12\x61\n\x0c\x44\x65leteBlocks\x12 .holdfast.v1.DeleteBlocksRequest\x1a!.holdfast.v1.DeleteBlocksResponse\"\x0c\xe2\xc7\x18\x08\x1a\x06\x64\x65lete\x12\x64\n\rGetNodeStatus\x12!.holdfast.v1.GetNodeStatusRequest\x1a\".holdfast.v1.GetNodeStatusResponse\"\x0c\xe2\xc7\x18\x08\x1a\x06statusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eholdfast_proto/v1/blocks.proto\x12\x0bholdfast.v1\x1a\x1eholdfast_proto/v1/common.proto\x1a\x1dholdfast_proto/v1/rules.proto\"n\n\x10PutBlocksRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x11\n\tblock_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x03(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\x0c\"7\n\x11PutBlocksResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\"%\n\x10GetBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\"U\n\x11GetBlocksResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x10\n\x08verdicts\x18\x02 \x01(\x0c\x12\x0f\n\x07lengths\x18\x03 \x03(\r\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x0c\"K\n\x10HasBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x14\n\x0clayout_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06verify\x18\x03 \x01(\x08\"%\n\x11HasBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"\x8a\x01\n\x11ScanBlocksRequest\x12\x16\n\tpartition\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x17\n\x0fpartition_count\x18\x04 \x01(\r\x12\x18\n\x10with_quarantined\x18\x05 \x01(\x08\x42\x0c\n\n_partition\"]\n\x12ScanBlocksResponse\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0e\n\x06stamps\x18\x03 \x03(\r\x12\x13\n\x0bquarantined\x18\x04 \x03(\r\"8\n\x13\x44\x65leteBlocksRequest\x12\x11\n\tblock_ids\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63utoff\x18\x02 \x01(\r\"(\n\x14\x44\x65leteBlocksResponse\x12\x10\n\x08verdicts\x18\x01 \x01(\x0c\"\x16\n\x14GetNodeStatusRequest\"@\n\x15GetNodeStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.holdfast.v1.NodeStatus*\x97\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0e\n\nVERDICT_OK\x10\x01\x12\x13\n\x0fVERDICT_PRESENT\x10\x02\x12\x13\n\x0fVERDICT_MISSING\x10\x03\x12\x13\n\x0fVERDICT_CORRUPT\x10\x04\x12\x12\n\x0eVERDICT_DENIED\x10\x05\x12\x10\n\x0cVERDICT_KEPT\x10\x06\x32\xbf\x04\n\x0c\x42lockService\x12Y\n\tPutBlocks\x12\x1d.holdfast.v1.PutBlocksRequest\x1a\x1e.holdfast.v1.PutBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03put(\x01\x30\x01\x12W\n\tGetBlocks\x12\x1d.holdfast.v1.GetBlocksRequest\x1a\x1e.holdfast.v1.GetBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03get0\x01\x12U\n\tHasBlocks\x12\x1d.holdfast.v1.HasBlocksRequest\x1a\x1e.holdfast.v1.HasBlocksResponse\"\t\xe2\xc7\x18\x05\x1a\x03has\x12[\n\nScanBlocks\x12\x1e.holdfast.v1.ScanBlocksRequest\x1a\x1f.holdfast.v1.ScanBlocksResponse\"\n\xe2\xc7\x18\x06\x1a\x04scan0\x01\x12\x61\n\x0c\x44\x65leteBlocks\x12 .holdfast.v1.DeleteBlocksRequest\x1a!.holdfast.v1.DeleteBlocksResponse\"\x0c\xe2\xc7\x18\x08\x1a\x06\x64\x65lete\x12\x64\n\rGetNodeStatus\x12!.holdfast.v1.GetNodeStatusRequest\x1a\".holdfast.v1.GetNodeStatusResponse\"\x0c\xe2\xc7\x18\x08\x1a\x06statusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,8 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKSERVICE'].methods_by_name['DeleteBlocks']._serialized_options = b'\342\307\030\010\032\006delete'
   _globals['_BLOCKSERVICE'].methods_by_name['GetNodeStatus']._loaded_options = None
   _globals['_BLOCKSERVICE'].methods_by_name['GetNodeStatus']._serialized_options = b'\342\307\030\010\032\006status'
-  _globals['_VERDICT']._serialized_start=900
-  _globals['_VERDICT']._serialized_end=1051
+  _globals['_VERDICT']._serialized_start=948
+  _globals['_VERDICT']._serialized_end=1099
   _globals['_PUTBLOCKSREQUEST']._serialized_start=110
   _globals['_PUTBLOCKSREQUEST']._serialized_end=220
   _globals['_PUTBLOCKSRESPONSE']._serialized_start=222
@@ -59,18 +59,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HASBLOCKSREQUEST']._serialized_end=480
   _globals['_HASBLOCKSRESPONSE']._serialized_start=482
   _globals['_HASBLOCKSRESPONSE']._serialized_end=519
-  _globals['_SCANBLOCKSREQUEST']._serialized_start=521
-  _globals['_SCANBLOCKSREQUEST']._serialized_end=633
-  _globals['_SCANBLOCKSRESPONSE']._serialized_start=635
-  _globals['_SCANBLOCKSRESPONSE']._serialized_end=707
-  _globals['_DELETEBLOCKSREQUEST']._serialized_start=709
-  _globals['_DELETEBLOCKSREQUEST']._serialized_end=765
-  _globals['_DELETEBLOCKSRESPONSE']._serialized_start=767
-  _globals['_DELETEBLOCKSRESPONSE']._serialized_end=807
-  _globals['_GETNODESTATUSREQUEST']._serialized_start=809
-  _globals['_GETNODESTATUSREQUEST']._serialized_end=831
-  _globals['_GETNODESTATUSRESPONSE']._serialized_start=833
-  _globals['_GETNODESTATUSRESPONSE']._serialized_end=897
-  _globals['_BLOCKSERVICE']._serialized_start=1054
-  _globals['_BLOCKSERVICE']._serialized_end=1629
+  _globals['_SCANBLOCKSREQUEST']._serialized_start=522
+  _globals['_SCANBLOCKSREQUEST']._serialized_end=660
+  _globals['_SCANBLOCKSRESPONSE']._serialized_start=662
+  _globals['_SCANBLOCKSRESPONSE']._serialized_end=755
+  _globals['_DELETEBLOCKSREQUEST']._serialized_start=757
+  _globals['_DELETEBLOCKSREQUEST']._serialized_end=813
+  _globals['_DELETEBLOCKSRESPONSE']._serialized_start=815
+  _globals['_DELETEBLOCKSRESPONSE']._serialized_end=855
+  _globals['_GETNODESTATUSREQUEST']._serialized_start=857
+  _globals['_GETNODESTATUSREQUEST']._serialized_end=879
+  _globals['_GETNODESTATUSRESPONSE']._serialized_start=881
+  _globals['_GETNODESTATUSRESPONSE']._serialized_end=945
+  _globals['_BLOCKSERVICE']._serialized_start=1102
+  _globals['_BLOCKSERVICE']._serialized_end=1677
 # @@protoc_insertion_point(module_scope)

@@ -241,7 +241,7 @@ Global___HasBlocksResponse: _TypeAlias = HasBlocksResponse  # noqa: Y015
 
 @_typing.final
 class ScanBlocksRequest(_message.Message):
-    """Lists what a node holds of the tenant. Copies that are set aside as corrupt are not listed."""
+    """Lists what a node holds of the tenant. Copies that are set aside as corrupt are listed only where that is asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,6 +249,7 @@ class ScanBlocksRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     PARTITION_COUNT_FIELD_NUMBER: _builtins.int
+    WITH_QUARANTINED_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """Partition to list, or the first of `partition_count`; unset lists all."""
     after: _builtins.bytes
@@ -257,6 +258,8 @@ class ScanBlocksRequest(_message.Message):
     """Ids to return at most; 0 means no bound."""
     partition_count: _builtins.int
     """How many partitions to list from `partition` on; 0 counts as 1."""
+    with_quarantined: _builtins.bool
+    """Whether to list copies that are set aside as corrupt, too, and to say which those are."""
     def __init__(
         self,
         *,
@@ -264,10 +267,11 @@ class ScanBlocksRequest(_message.Message):
         after: _builtins.bytes = ...,
         limit: _builtins.int = ...,
         partition_count: _builtins.int = ...,
+        with_quarantined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "partition", b"partition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "after", b"after", "limit", b"limit", "partition", b"partition", "partition_count", b"partition_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "after", b"after", "limit", b"limit", "partition", b"partition", "partition_count", b"partition_count", "with_quarantined", b"with_quarantined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__partition: _TypeAlias = _typing.Literal["partition"]  # noqa: Y015
     _WhichOneofArgType__partition: _TypeAlias = _typing.Literal["_partition", b"_partition"]  # noqa: Y015
@@ -284,6 +288,7 @@ class ScanBlocksResponse(_message.Message):
     BLOCK_IDS_FIELD_NUMBER: _builtins.int
     LENGTHS_FIELD_NUMBER: _builtins.int
     STAMPS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     block_ids: _builtins.bytes
     """Ids, 32 bytes each, ordered by partition, then id."""
     @_builtins.property
@@ -294,16 +299,21 @@ class ScanBlocksResponse(_message.Message):
     def stamps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Collection epoch that each block counts as stamped with, floors included."""
 
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which of the ids are of copies that are set aside as corrupt: their places in this message, from 0, ascending."""
+
     def __init__(
         self,
         *,
         block_ids: _builtins.bytes = ...,
         lengths: _abc.Iterable[_builtins.int] | None = ...,
         stamps: _abc.Iterable[_builtins.int] | None = ...,
+        quarantined: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "lengths", b"lengths", "stamps", b"stamps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ids", b"block_ids", "lengths", b"lengths", "quarantined", b"quarantined", "stamps", b"stamps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -311,7 +321,7 @@ Global___ScanBlocksResponse: _TypeAlias = ScanBlocksResponse  # noqa: Y015
 
 @_typing.final
 class DeleteBlocksRequest(_message.Message):
-    """Removes blocks that no collection mark names."""
+    """Removes blocks that no collection mark names, and copies of such that are set aside as corrupt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -181,9 +181,9 @@ class CollectionReport(_message.Message):
     marked_blocks: _builtins.int
     """Distinct blocks that are reached."""
     listed_copies: _builtins.int
-    """Copies that the nodes listed."""
+    """Copies that the nodes listed, those that are set aside as corrupt among them."""
     garbage_copies: _builtins.int
-    """Copies that nothing reaches: to be deleted."""
+    """Copies that nothing reaches, whole or corrupt: to be deleted."""
     garbage_bytes: _builtins.int
     """Their sealed bytes."""
     young_copies: _builtins.int
@@ -195,9 +195,9 @@ class CollectionReport(_message.Message):
     deleted_bytes: _builtins.int
     """Their sealed bytes."""
     thin_blocks: _builtins.int
-    """Reached blocks that fewer owners hold than the newest layout has."""
+    """Reached blocks that fewer owners hold whole than the newest layout has."""
     lost_blocks: _builtins.int
-    """Reached blocks that no node listed; recorded as damage where all owners confirmed it."""
+    """Reached blocks that no node listed as whole; recorded as damage where all owners confirmed it."""
     @_builtins.property
     def nodes_left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes that did not answer; what they hold is looked at next time."""

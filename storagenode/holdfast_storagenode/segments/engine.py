@@ -259,17 +259,20 @@ class SegmentStore:
         """
         return _gather(self._decider.delete(tenant, ids[part], cutoff=cutoff) for part in _parts(len(ids)))
 
-    def scan(self, tenant: int, *, partition: int | None, after: bytes, limit: int) -> list[BlockEntry]:
+    def scan(
+        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+    ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         low, high = tenant_range(tenant) if partition is None else partition_range(tenant, partition)
         if after:
             at = self._partition_of(after) if partition is None else partition
             low = make_key(tenant, at, after) + b"\0"
         with self._trusting(), self._committer.lock:
-            listed = self._table.range(low, high, limit)
+            listed = self._table.range(low, high, limit, with_quarantined=with_quarantined)
         counted = self._epochs.state.counted
         return [
-            BlockEntry(split_key(key)[2], entry.length, entry.kind, counted(key, entry.stamp)) for key, entry in listed
+            BlockEntry(split_key(key)[2], entry.length, entry.kind, counted(key, entry.stamp), entry.quarantined)
+            for key, entry in listed
         ]
 
     def tenants(self) -> list[int]:

@@ -101,8 +101,10 @@ class BlockTable:
                 found[at] = entry
         return found
 
-    def range(self, low: bytes, high: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Return up to `limit` (key, entry) of whole copies with `low` <= key < `high`, ascending.
+    def range(
+        self, low: bytes, high: bytes, limit: int, *, with_quarantined: bool = False
+    ) -> list[tuple[bytes, Entry]]:
+        """Return up to `limit` (key, entry) with `low` <= key < `high`, ascending: whole copies, or all.
 
         Call it under the lock: a checkpoint that ends meanwhile would hide what it wrote.
 
@@ -118,7 +120,8 @@ class BlockTable:
             changes = self._changes(low, end)
             kept = (item for item in stored if item[0] not in changes)
             added = sorted((key, entry) for key, entry in changes.items() if entry is not None)
-            listed.extend(item for item in heapq.merge(kept, added) if not item[1].quarantined)
+            merged = heapq.merge(kept, added)
+            listed.extend(merged if with_quarantined else (item for item in merged if not item[1].quarantined))
             low = end
         return listed[:limit]
 
