@@ -155,12 +155,19 @@ class MemoryStore:
         return verdicts
 
     def scan(
-        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+        self,
+        tenant: int,
+        *,
+        partition: int | None,
+        end: int | None = None,
+        after: bytes,
+        limit: int,
+        with_quarantined: bool = False,
     ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         with self._lock:
             listed: list[BlockEntry] = []
-            for block_id, copy in self._above(tenant, partition, after):
+            for block_id, copy in self._above(tenant, partition, end, after):
                 if len(listed) >= limit:
                     break
                 if with_quarantined or not copy.corrupt:
@@ -297,15 +304,22 @@ class MemoryStore:
     def _counted(self, block_id: bytes, copy: _Copy) -> int:
         return max(copy.stamp, self._floor, self._floors.get(self._partition_of(block_id), 0))
 
-    def _above(self, tenant: int, partition: int | None, after: bytes) -> Iterator[tuple[bytes, _Copy]]:
-        """Yield the copies of a partition, or of all, that come after the id `after`."""
+    def _above(
+        self, tenant: int, partition: int | None, end: int | None, after: bytes
+    ) -> Iterator[tuple[bytes, _Copy]]:
+        """Yield the copies of a partition, of several, or of all, that come after the id `after`."""
         shelves = self._shelves.get(tenant, {})
-        at = self._partition_of(after) if after and partition is None else -1
-        for number in sorted(shelves) if partition is None else [partition]:
-            if number < at or number not in shelves:
+        numbers = sorted(shelves)
+        if partition is not None:
+            here = range(partition, end) if end is not None else (partition,)
+            numbers = [number for number in here if number in shelves]
+        one = partition is not None and end is None
+        at = self._partition_of(after) if after and not one else -1
+        for number in numbers:
+            if number < at:
                 continue
             ids = shelves[number].ids()
-            resumed = bool(after) and (partition is not None or number == at)
+            resumed = bool(after) and (one or number == at)
             for block_id in ids[bisect_right(ids, after) if resumed else 0 :]:
                 yield block_id, shelves[number].copies[block_id]
 

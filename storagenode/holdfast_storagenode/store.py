@@ -127,10 +127,19 @@ class BlockStore(Protocol):
         ...
 
     def scan(
-        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+        self,
+        tenant: int,
+        *,
+        partition: int | None,
+        end: int | None = None,
+        after: bytes,
+        limit: int,
+        with_quarantined: bool = False,
     ) -> list[BlockEntry]:
         """List up to `limit` entries in order of partition, then id, above the id `after` (b"" for the first).
 
+        All partitions are listed where `partition` is None; otherwise that one, or with `end` those from it to before
+        `end`, at the cost of what is held there and not of how many they are.
         Copies that are set aside as corrupt are left out, or with `with_quarantined` listed as what they are.
         """
         ...

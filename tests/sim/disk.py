@@ -239,15 +239,25 @@ class SimStore:
         return verdicts
 
     def scan(
-        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+        self,
+        tenant: int,
+        *,
+        partition: int | None,
+        end: int | None = None,
+        after: bytes,
+        limit: int,
+        with_quarantined: bool = False,
     ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         self._process.check_alive()
         above = (-1, b"")
         if after:
-            above = (self._partition_of(after) if partition is None else partition, after)
+            above = (self._partition_of(after) if partition is None or end is not None else partition, after)
+        places: Sequence[int] = sorted(self.disk.copies)
+        if partition is not None:
+            places = range(partition, partition + 1 if end is None else end)
         listed: list[BlockEntry] = []
-        for place in sorted(self.disk.copies) if partition is None else [partition]:
+        for place in places:
             if place < above[0]:
                 continue
             held = self.disk.copies.get(place, {})

@@ -84,11 +84,19 @@ class RemoteStore:
         return [Verdict(verdict) for verdict in answer.verdicts]
 
     def scan(
-        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+        self,
+        tenant: int,
+        *,
+        partition: int | None,
+        end: int | None = None,
+        after: bytes,
+        limit: int,
+        with_quarantined: bool = False,
     ) -> list[BlockEntry]:
         request = pb.ScanBlocksRequest(after=after, limit=limit, with_quarantined=with_quarantined)
         if partition is not None:
             request.partition = partition
+            request.partition_count = 0 if end is None else end - partition
         responses = self._loop.run(self._with(tenant, lambda client: client.stream("ScanBlocks", request)))
         listed = [
             (response.block_ids[32 * at : 32 * at + 32], length, response.stamps[at], at in response.quarantined)

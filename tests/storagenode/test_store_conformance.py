@@ -137,6 +137,21 @@ def test_a_scan_lists_by_partition_and_id_and_goes_on_where_it_stopped(rig: Rig)
         assert held == [block_id for p, block_id, _ in expected if p == partition]
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 16), (3, 11), (5, 6), (12, 4096)])
+def test_a_scan_of_several_partitions_lists_those_alone(rig: Rig, first: int, end: int) -> None:
+    blocks = [make_block(number) for number in range(60)]
+    rig.store.put(1, blocks)
+    rig.store.put(2, [make_block(100)])
+    expected = sorted((rig.partition_of(b.id), b.id) for b in blocks if first <= rig.partition_of(b.id) < end)
+    walked: list[tuple[int, bytes]] = []
+    after = b""
+    while page := rig.store.scan(1, partition=first, end=end, after=after, limit=4):
+        walked += [(rig.partition_of(entry.block_id), entry.block_id) for entry in page]
+        after = page[-1].block_id
+        assert len(walked) <= len(expected)
+    assert walked == expected
+
+
 def test_kinds_are_known(rig: Rig) -> None:
     blocks = [make_block(number, kind=kind) for number, kind in enumerate(Kind)]
     rig.store.put(1, blocks)

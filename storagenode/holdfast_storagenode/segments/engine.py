@@ -260,13 +260,22 @@ class SegmentStore:
         return _gather(self._decider.delete(tenant, ids[part], cutoff=cutoff) for part in _parts(len(ids)))
 
     def scan(
-        self, tenant: int, *, partition: int | None, after: bytes, limit: int, with_quarantined: bool = False
+        self,
+        tenant: int,
+        *,
+        partition: int | None,
+        end: int | None = None,
+        after: bytes,
+        limit: int,
+        with_quarantined: bool = False,
     ) -> list[BlockEntry]:
         """See `BlockStore.scan`."""
         low, high = tenant_range(tenant) if partition is None else partition_range(tenant, partition)
+        if end is not None:
+            _, high = partition_range(tenant, end - 1)
         if after:
-            at = self._partition_of(after) if partition is None else partition
-            low = make_key(tenant, at, after) + b"\0"
+            at = self._partition_of(after) if partition is None or end is not None else partition
+            low = max(low, make_key(tenant, at, after) + b"\0")
         with self._trusting(), self._committer.lock:
             listed = self._table.range(low, high, limit, with_quarantined=with_quarantined)
         counted = self._epochs.state.counted
