@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -45,7 +46,7 @@ class MarkSpool:
         self._partitions = partitions
         self._scratch = scratch
         self._in_memory = in_memory
-        self._fresh: list[set[bytes]] = [set() for _ in range(partitions)]
+        self._fresh: defaultdict[int, set[bytes]] = defaultdict(set)  # most tenants fill few partitions
         self._left = in_memory
         self._file: BinaryIO | None = None
         self._tables: list[int] = []
@@ -65,21 +66,21 @@ class MarkSpool:
         self._left -= count
         if self._left <= 0:
             # Repeats were counted too: look how many there really are.
-            self._left = self._in_memory - sum(map(len, fresh))
+            self._left = self._in_memory - sum(map(len, fresh.values()))
             if self._left <= self._in_memory // 4:
                 self._spill()
 
     def count(self, partition: int) -> int:
         """Return how many marks a partition has at most."""
-        return len(self._fresh[partition]) + self._spilled[partition]
+        return len(self._fresh.get(partition, ())) + self._spilled[partition]
 
     def marks(self, first: int, end: int) -> dict[int, set[bytes]]:
-        """Return the marks of the partitions from `first` to before `end`; those without any are left out.
+        """Return the marks of the partitions from `first` to before `end`, ascending; those without any are left out.
 
         Raises:
             HoldfastError: UNREACHABLE if the scratch file cannot be read.
         """
-        found = {partition: set(self._fresh[partition]) for partition in range(first, end)}
+        found = defaultdict(set, {at: set(ids) for at, ids in self._fresh.items() if first <= at < end})
         for table_at in self._tables:
             offsets = self._read(table_at + first * _OFFSET.size, (end - first + 1) * _OFFSET.size)
             starts = [offset for (offset,) in _OFFSET.iter_unpack(offsets)]
@@ -87,11 +88,11 @@ class MarkSpool:
             for partition in range(first, end):
                 at, until = starts[partition - first] - starts[0], starts[partition - first + 1] - starts[0]
                 found[partition].update(split_ids(data[at:until]))
-        return {partition: ids for partition, ids in found.items() if ids}
+        return {partition: found[partition] for partition in sorted(found) if found[partition]}
 
     def close(self) -> None:
         """Forget everything and give the disk's space back; idempotent."""
-        self._fresh = [set() for _ in range(self._partitions)]
+        self._fresh.clear()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -104,7 +105,8 @@ class MarkSpool:
             file = self._file
             at = file.seek(0, os.SEEK_END)
             table = []
-            for partition, ids in enumerate(self._fresh):
+            for partition in range(self._partitions):
+                ids = self._fresh.get(partition, set())
                 table.append(_OFFSET.pack(at))
                 at += file.write(b"".join(ids))
                 self._spilled[partition] += len(ids)
@@ -114,7 +116,7 @@ class MarkSpool:
         except OSError as error:
             raise _no_scratch(error) from error
         self._tables.append(at)
-        self._fresh = [set() for _ in range(self._partitions)]
+        self._fresh.clear()
         self._left = self._in_memory
 
     def _read(self, at: int, size: int) -> bytes:
