@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
+from benchmarks.machine import this_machine
 from tests.sim.history import Outcome, draw_plan, run_history
 
 _CHUNK: Final = 20
@@ -24,10 +28,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, help="one history alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures of many histories go")
     said = parser.parse_args()
     if said.seed is not None:
         return _one(said.seed, trace=said.trace)
-    return _many(said.first, said.seeds, said.jobs)
+    return _many(said.first, said.seeds, said.jobs, said.json)
 
 
 def _one(seed: int, *, trace: bool) -> int:
@@ -42,7 +47,7 @@ def _one(seed: int, *, trace: bool) -> int:
     return 1 if outcome.violations else 0
 
 
-def _many(first: int, count: int, jobs: int) -> int:
+def _many(first: int, count: int, jobs: int, figures: Path | None) -> int:
     began_s = time.monotonic()
     chunks = [range(at, min(at + _CHUNK, first + count)) for at in range(first, first + count, _CHUNK)]
     committed = faults = 0
@@ -62,6 +67,18 @@ def _many(first: int, count: int, jobs: int) -> int:
             )
     if failed:
         print(f"failed: {' '.join(map(str, failed))}")
+    if figures is not None:
+        result = {
+            "machine": asdict(this_machine()),
+            "first_seed": first,
+            "histories": count,
+            "commits": committed,
+            "faults": faults,
+            "failed_seeds": failed,
+            "jobs": jobs,
+            "seconds": round(time.monotonic() - began_s, 1),
+        }
+        figures.write_text(json.dumps(result, indent=2) + "\n")
     return 1 if failed else 0
 
 
