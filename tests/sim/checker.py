@@ -62,6 +62,7 @@ class Checker:
         self._layouts: dict[int, Layout] = {}
         self._grants: dict[int, None] = {}
         self._collected: dict[tuple[str, Ref], float] = {}
+        self._lost: dict[tuple[str, Ref], float] = {}
         tables.observers.append(self._changed)
 
     def violate(self, invariant: int, what: str) -> None:
@@ -138,6 +139,11 @@ class Checker:
     def spoil(self, node_id: str, ref: Ref) -> None:
         """Put on record that a fault destroys a node's copy of a block."""
         self.spoilt.setdefault(ref, {})[node_id] = None
+
+    def lose(self, node_id: str, ref: Ref) -> None:
+        """Put on record that a node's good copy of a block is lost together with its disk."""
+        self.spoil(node_id, ref)
+        self._lost[node_id, ref] = self._world.loop.time()
 
     def forgive(self) -> None:
         """Take off the record what has been made good: copies that are whole again, or gone without being missed.
@@ -221,8 +227,8 @@ class Checker:
     def _known_to(self, owners: Iterable[str], ref: Ref) -> bool:
         """Whether all owners said a moment ago that they have a block.
 
-        Rot that nobody has found yet is not theirs to know; and what was garbage when they said so may have been
-        collected since, and may be in use again since that.
+        Rot that nobody has found yet is not theirs to know; what was garbage when they said so may have been collected
+        since, and may be in use again since that; and one that said so may have lost its disk since.
         """
         spoilt = self.spoilt.get(ref, {})
         since_s = self._world.loop.time() - _CONFIRMED_S
@@ -230,6 +236,7 @@ class Checker:
             self.intact(owner, ref)
             or (owner in spoilt and self._looks_whole(owner, ref))
             or self._collected.get((owner, ref), since_s) > since_s
+            or self._lost.get((owner, ref), since_s) > since_s
             for owner in owners
         )
 

@@ -242,7 +242,7 @@ class Faults:
             return
         for ref in refs:
             if self._checker.intact(host.name, ref):
-                self._checker.spoil(host.name, ref)
+                self._checker.lose(host.name, ref)
         self._cluster.world.note("faults", f"loses {host.name}")
         host.lose()
         await asyncio.sleep(self._dice.uniform(0.0, 5.0))
