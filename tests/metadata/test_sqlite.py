@@ -144,6 +144,38 @@ class TestDurability:
         await store.close()
 
 
+class TestReading:
+    async def test_a_read_costs_what_it_finds_and_not_what_the_table_has_behind_it(self) -> None:
+        store = await SqliteStore.open(IN_MEMORY, SystemClock())
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        def counted() -> int:
+            """Steps of SQLite's machine since the last call."""
+            nonlocal steps
+            before, steps = steps, 0
+            return before
+
+        await store.txn([], [Put("a/1", b"")])
+        for hundred in range(40):
+            await store.txn([], [Put(f"b/{hundred:02}{one:02}", b"") for one in range(100)])
+        await store._on_tables(lambda tables: tables._connection.set_progress_handler(step, 1))
+        assert [item.key for item in (await store.snapshot(["a/"])).items] == ["a/1"]
+        assert counted() < 200
+        page = await store.page("b/", after="b/3000", limit=2)
+        assert [item.key for item in page.items] == ["b/3001", "b/3002"]
+        assert counted() < 200
+        async for scanned in store.scan(["a/"], page_items=10):
+            assert [item.key for item in scanned.items] == ["a/1"]
+        assert counted() < 1000
+        assert len((await store.snapshot([""])).items) == 4001
+        assert counted() > 4000, "steps are counted"
+        await store.close()
+
+
 class TestFile:
     async def test_a_second_opener_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "metadata.db"

@@ -81,6 +81,16 @@ def _item(row: _Row) -> KeyValue:
     return KeyValue(key.decode(), value, create_revision, mod_revision, lease_id)
 
 
+def _within(prefix: bytes, after: bytes = b"") -> tuple[str, tuple[bytes, ...]]:
+    """Return the condition for keys below a prefix that sort behind `after`, and its parameters.
+
+    One plain bound on each side: with anything else SQLite reads on to the end of the table.
+    """
+    low = ("key > ?", after) if after >= prefix and after else ("key >= ?", prefix)
+    end = range_end(prefix)
+    return (f"{low[0]} AND key < ?", (low[1], end)) if end else (low[0], (low[1],))
+
+
 def _connect(path: str) -> sqlite3.Connection:
     # No waiting for other users of the file: after the lock above there is none but by mistake.
     connection = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -142,10 +152,9 @@ class _Tables:
         return Snapshot(self._revision, tuple(items[:limit]), more=len(items) > limit)
 
     def _range(self, prefix: bytes, *, after: bytes, limit: int) -> list[KeyValue]:
+        where, bounds = _within(prefix, after)
         rows = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM items WHERE key >= ?1 AND key > ?2 AND (?3 = x'' OR key < ?3)"
-            " ORDER BY key LIMIT ?4",
-            (prefix, after, range_end(prefix), limit),
+            f"SELECT {_COLUMNS} FROM items WHERE {where} ORDER BY key LIMIT ?", (*bounds, limit)
         )
         return [_item(row) for row in rows]
 
@@ -161,10 +170,8 @@ class _Tables:
             " mod_revision INTEGER, lease_id INTEGER) WITHOUT ROWID"
         )
         for prefix in prefixes:
-            self._connection.execute(
-                f"INSERT INTO temp.{name} SELECT {_COLUMNS} FROM items WHERE key >= ?1 AND (?2 = x'' OR key < ?2)",
-                (prefix, range_end(prefix)),
-            )
+            where, bounds = _within(prefix)
+            self._connection.execute(f"INSERT INTO temp.{name} SELECT {_COLUMNS} FROM items WHERE {where}", bounds)
         return name, self._revision
 
     def scanned(self, name: str, *, after: bytes, limit: int) -> list[KeyValue]:
