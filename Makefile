@@ -2,7 +2,8 @@
 # PYTHON=python3.12 chooses the interpreter; without it tools/find-python takes the first one that is new enough.
 
 PYTHON ?=
-WORKERS ?= 2
+# One more than the processors it is meant for: slow tests wait for leases and guests more than they compute.
+WORKERS ?= 3
 SEEDS ?= 10000
 FROM ?= 0
 JOBS ?= 2

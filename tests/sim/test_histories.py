@@ -56,17 +56,18 @@ def test_seeds_are_different_histories() -> None:
     assert run_history(draw_plan(1)).digest != run_history(draw_plan(4)).digest
 
 
+@pytest.mark.slow
 def test_the_figures_of_many_histories_are_kept(tmp_path: Path) -> None:
     kept = tmp_path / "figures.json"
     run = subprocess.run(
-        [sys.executable, "-m", "tests.sim", "--seeds", "3", "--from", "7", "--json", str(kept)],
+        [sys.executable, "-m", "tests.sim", "--seeds", "2", "--from", "7", "--json", str(kept)],
         cwd=_ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     figures = json.loads(kept.read_text())
-    alone = [run_history(draw_plan(seed)) for seed in (7, 8, 9)]
-    assert (figures["first_seed"], figures["histories"], figures["failed_seeds"]) == (7, 3, [])
+    alone = [run_history(draw_plan(seed)) for seed in (7, 8)]
+    assert (figures["first_seed"], figures["histories"], figures["failed_seeds"]) == (7, 2, [])
     assert figures["commits"] == sum(outcome.committed for outcome in alone)
     assert f"{figures['commits']} commits" in run.stdout

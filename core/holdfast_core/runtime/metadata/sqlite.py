@@ -153,10 +153,8 @@ class _Tables:
 
     def _range(self, prefix: bytes, *, after: bytes, limit: int) -> list[KeyValue]:
         where, bounds = _within(prefix, after)
-        rows = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM items WHERE {where} ORDER BY key LIMIT ?", (*bounds, limit)
-        )
-        return [_item(row) for row in rows]
+        query = f"SELECT {_COLUMNS} FROM items WHERE {where} ORDER BY key LIMIT ?"
+        return [_item(row) for row in self._connection.execute(query, (*bounds, limit))]
 
     def begin_scan(self, prefixes: Sequence[bytes]) -> tuple[str, int]:
         """Copy what lies below the prefixes into a table of its own; return its name and the revision.
