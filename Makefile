@@ -28,8 +28,8 @@ test: setup programs ## run the whole suite
 quick: setup programs ## run the suite without the slow tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test-sim: setup ## live through SEEDS simulated histories from seed FROM on, in JOBS processes
-	$(BIN)/python -m tests.sim --seeds $(SEEDS) --from $(FROM) --jobs $(JOBS)
+test-sim: setup ## live through SEEDS simulated histories from seed FROM on, in JOBS processes; figures to JSON
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --from $(FROM) --jobs $(JOBS) $(if $(JSON),--json $(JSON))
 
 programs:
 	tools/system-packages check
