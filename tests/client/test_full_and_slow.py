@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from holdfast.testing import MemoryCluster
 from holdfast_core.model.limits import RPC_TIMEOUT_S
 from tests.client.rig import MemorySource, Vm, data_ids, error_of, noise, store_of
 from tests.client.slow import fill, stalled
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 # Well below what waiting for one hanging node once would take, and enough for a busy machine.
@@ -102,14 +102,6 @@ def test_what_all_owners_are_slow_with_is_waited_for(cluster: MemoryCluster, vm:
             timer.join()
 
 
-def until(condition: Callable[[], bool], otherwise: str) -> None:
-    """Poll until the condition holds."""
-    deadline_s = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline_s, otherwise
-        time.sleep(0.1)
-
-
 _DYING_CLIENT = """
 import sys, threading
 from holdfast import StateManager
@@ -131,13 +123,13 @@ def test_a_client_that_is_gone_leaves_no_session_and_its_blocks_are_collected(cl
     held = sorted(data_ids(cluster, 0))
     client = subprocess.Popen([sys.executable, "-c", _DYING_CLIENT, cluster.coordinator_address, cluster.token])
     try:
-        until(lambda: len(data_ids(cluster, 0)) > len(held), "the client sends nothing")
+        wait_until(lambda: len(data_ids(cluster, 0)) > len(held), "blocks that the client sends")
     finally:
         client.kill()
         client.wait()
     busy = error_of(lambda: save(vm.manager, noise(MIB, 9)))
     assert busy.code is ErrorCode.BUSY
-    until(lambda: not vm.manager.cluster_status().session_count, "the session never lapses")
+    wait_until(lambda: not vm.manager.cluster_status().session_count, "the lapse of the session")
     # Others are served as ever, and what the dead one left is collected.
     later = save(vm.manager, noise(MIB, 9))
     vm.manager.forget(later)

@@ -19,9 +19,9 @@ from holdfast.sources import BackupRun, open_source
 from holdfast.sources.qcow2 import Qcow2Source
 from tests.client.rig import error_of, noise
 from tests.client.tracking_suite import TrackingSuite
-from tests.support.etcd import wait_until
 from tests.support.nbd import make_qcow2, plain_bytes, qemu_io
 from tests.support.qemu import program, tool
+from tests.support.waiting import wait_until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -375,7 +375,7 @@ def test_a_killed_backup_leaves_no_child_and_loses_no_change(tmp_path: Path, sho
     finally:
         process.kill()
         process.communicate()
-    wait_until(lambda: not running(child), what="the end of qemu-nbd")
+    wait_until(lambda: not running(child), "the end of qemu-nbd")
     qemu_io(image, "write -P 3 2M 64k")
     source = opened(image, point="next", parent="old")
     assert source.changed_since("old") == [Extent(MIB, MIB + 64 * KIB), Extent(2 * MIB, 2 * MIB + 64 * KIB)]

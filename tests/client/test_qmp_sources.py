@@ -18,8 +18,8 @@ from holdfast.sources.interface import TrackingSource
 from holdfast.sources.qmp import monitor, open_qmp
 from holdfast.sources.qmp.opening import QmpSource
 from tests.client.rig import error_of
-from tests.support.etcd import wait_until
 from tests.support.qemu import Drive, Qemu, tool
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -361,7 +361,7 @@ def test_a_job_that_somebody_cancels_fails_the_backup(qemu: Qemu) -> None:
     source = opened(qemu, "snap-a")
     (job,) = (each["id"] for each in qemu.execute("query-jobs"))
     qemu.execute("job-cancel", id=job)
-    wait_until(lambda: qemu.execute("query-jobs") == [], what="the end of the job")
+    wait_until(lambda: qemu.execute("query-jobs") == [], "the end of the job")
     error = error_of(source.finish)
     assert error.code is ErrorCode.SOURCE_UNREADABLE
     assert "ended by somebody" in error.message

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,20 +30,14 @@ from holdfast_storagenode.store import Found, Verdict
 from tests.client.keyed import ask, ask_cluster, coordinator_of, metadata_of
 from tests.client.rig import BLOCK, TENANT, Vm, data_ids, error_of, noise, store_of, write_at
 from tests.coordinator.key_rig import make_entry
+from tests.support.waiting import wait_until
 
 TOKEN = new_token(os.urandom)
 SIZE = 300 * BLOCK
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come about"
-        time.sleep(0.02)
-
-
 def wait_until_writable(manager: StateManager) -> None:
-    wait_until(lambda: manager.cluster_status().writable)
+    wait_until(lambda: manager.cluster_status().writable, "a cluster that takes writes")
 
 
 def verifier_of(cluster: MemoryCluster, number: int) -> CapabilityVerifier:
@@ -190,7 +183,7 @@ def test_after_a_theft_the_old_key_opens_nothing_and_work_goes_on(cluster: Memor
     def known() -> bool:
         return all(list(verifier_of(cluster, number)._keys) == [made.key_id] for number in range(3))
 
-    wait_until(known)
+    wait_until(known, "a node that knows the key")
     assert manager.retrieve_application_data(stored) == noise(2 * BLOCK)
     manager.persist_application_data("task", noise(BLOCK, seed=2))
 

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from holdfast_core.model.block import Codec, Kind
 from holdfast_core.model.keys import KeyRing, generate_secrets
 from holdfast_core.model.tree import VolumeLeaf
 from tests.client.rig import BLOCK, error_of, make_sparse, noise
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 WAIT_S = 30.0
@@ -55,14 +55,6 @@ def disk(tmp_path: Path) -> Path:
     text = b"the quick brown fox " * 20_000
     pieces = [(0, text), (5 * BLOCK, noise(2 * MIB)), (9 * MIB, noise(MIB, 1)), (17 * MIB, noise(2 * MIB) + text)]
     return make_sparse(tmp_path / "disk", 20 * MIB + 777, pieces)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come about in time"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -288,7 +280,7 @@ def test_they_end_with_a_parent_that_was_killed() -> None:
         assert len(pids) == 2
         assert not any(is_gone(pid) for pid in pids)
         parent.kill()
-    wait_until(lambda: all(is_gone(pid) for pid in pids))
+    wait_until(lambda: all(is_gone(pid) for pid in pids), "the end of the processes")
 
 
 def test_one_that_is_killed_fails_all_that_is_asked(disk: Path) -> None:
@@ -340,4 +332,4 @@ def test_memory_is_flat(pool: SealingPool, tmp_path: Path) -> None:
         # The interpreter and its libraries, a span's buffer, and both slots of the arena.
         assert status_kib(pid, "VmHWM") < 80 * 1024
         # Forgetting is not waited for; a volume that stayed open would be a fifth descriptor.
-        wait_until(lambda pid=pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) == 4)  # type: ignore[misc]
+        wait_until(lambda pid=pid: len(list(Path(f"/proc/{pid}/fd").iterdir())) == 4, "closed files")  # type: ignore[misc]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from holdfast_storagenode.embedded import EmbeddedStorageNode
 from holdfast_storagenode.store import BlockStore, Verdict
 from tests.client.rig import BLOCK, Vm, noise
 from tests.storagenode.engines import plant_rot
+from tests.support.waiting import wait_until
 
 TENANT = 1
-WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -52,14 +51,6 @@ def ids(cluster: MemoryCluster, number: int) -> set[bytes]:
     return {entry.block_id for entry in store(cluster, number).scan(TENANT, partition=None, after=b"", limit=100_000)}
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something has come about."""
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about"
-        time.sleep(0.02)
-
-
 def settled(cluster: MemoryCluster) -> list[set[bytes]]:
     """Wait until every block is on three nodes; return what each node holds."""
 
@@ -67,7 +58,7 @@ def settled(cluster: MemoryCluster) -> list[set[bytes]]:
         held = [ids(cluster, number) for number in range(4)]
         return all(sum(block_id in each for each in held) == 3 for block_id in set().union(*held))
 
-    eventually(copies, "three copies of each block")
+    wait_until(copies, "three copies of each block")
     return [ids(cluster, number) for number in range(4)]
 
 
@@ -81,7 +72,7 @@ def test_a_node_that_lost_its_blocks_gets_all_of_them_back(cluster: MemoryCluste
         if path.name not in ("node.json", "cluster.pb", "lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     cluster.start_node(1)
-    eventually(lambda: ids(cluster, 1) == before[1], "the return of the blocks")
+    wait_until(lambda: ids(cluster, 1) == before[1], "the return of the blocks")
     healing = node(cluster, 1).core.healing
     assert healing.repaired_blocks >= len(before[1])
     assert healing.wrong_blocks == 0
@@ -99,7 +90,7 @@ def test_rot_that_a_read_meets_is_healed(cluster: MemoryCluster, vm: Vm, tmp_pat
         plant_rot(tmp_path / "cluster" / "node-1", found.data)  # type: ignore[union-attr]
     # As a scrub, or a client's read of this copy, would find it.
     assert store(cluster, 0).has(TENANT, rotten, verify=True) == [Verdict.CORRUPT] * 5
-    eventually(lambda: node(cluster, 0).core.healing.repaired_blocks >= 5, "the healing")
+    wait_until(lambda: node(cluster, 0).core.healing.repaired_blocks >= 5, "the healing")
     assert store(cluster, 0).has(TENANT, rotten, verify=True) == [Verdict.OK] * 5
     assert store(cluster, 0).status().quarantined_count == 0
 
@@ -109,11 +100,11 @@ def test_a_node_that_is_drained_hands_everything_over_and_holds_nothing_then(clu
     before = settled(cluster)
     everything = set().union(*before)
     vm.manager.set_node("node-4", draining=True)
-    eventually(lambda: ids(cluster, 3) == set(), "the drop of what others own")
+    wait_until(lambda: ids(cluster, 3) == set(), "the drop of what others own")
     assert [ids(cluster, number) for number in range(3)] == [everything] * 3
     healing = node(cluster, 3).core.healing
     # What it says of itself follows at the end of the round in which the last block went.
-    eventually(lambda: (healing.foreign_blocks, healing.partitions) == (0, 0), "an account without blocks")
+    wait_until(lambda: (healing.foreign_blocks, healing.partitions) == (0, 0), "an account without blocks")
     assert healing.dropped_blocks == len(before[3])
     cluster.stop_node(3)
     vm.assert_restores(snapshot)

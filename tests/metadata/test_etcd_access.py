@@ -15,7 +15,8 @@ from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.etcd_client import Login
 from holdfast_core.runtime.metadata.store import Exists, Put
 from holdfast_core.runtime.options import TlsFiles
-from tests.support.etcd import EtcdCluster, free_ports, issue_tls, opened_etcd, wait_until
+from tests.support.etcd import EtcdCluster, free_ports, issue_tls, opened_etcd
+from tests.support.waiting import wait_until
 
 _SOON_S = 30.0
 
@@ -134,7 +135,7 @@ class TestLogin:
     def _expire(cluster: EtcdCluster) -> None:
         # Nothing can be asked that tells: an unused token lives for its term and up to a second more.
         expired_s = time.monotonic() + 2.5
-        wait_until(lambda: time.monotonic() > expired_s, what="expired tokens")
+        wait_until(lambda: time.monotonic() > expired_s, "expired tokens")
 
     @staticmethod
     def _restart(cluster: EtcdCluster) -> None:

@@ -13,9 +13,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
@@ -26,20 +25,12 @@ import trustme
 from holdfast_core.runtime.metadata.etcd import EtcdStore
 from holdfast_core.runtime.metadata.etcd_client import ATTEMPT_TIMEOUT_S, CALL_TIMEOUT_S
 from holdfast_core.runtime.options import TlsFiles
+from tests.support.waiting import wait_until
 
 _HOST: Final = "127.0.0.1"
 # Below the range from which Linux takes ports for outgoing connections: a killed member must find its port free again.
 _PORTS: Final = range(20_000, 32_000)
-_HEALTHY_WITHIN_S: Final = 60.0
 _BINARY_VARIABLE: Final = os.environ.get("HOLDFAST_TEST_ETCD")
-
-
-def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = _HEALTHY_WITHIN_S) -> None:
-    """Poll until the condition holds. Raises AssertionError that names `what` if it does not in time."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s} s"
-        time.sleep(0.02)
 
 
 def find_program(name: str) -> str:
@@ -162,7 +153,7 @@ class EtcdCluster:
 
     def wait_healthy(self) -> None:
         """Wait until every running member is healthy. Raises ChildProcessError if one has exited."""
-        wait_until(self._all_healthy_or_dead, what="a healthy etcd cluster")
+        wait_until(self._all_healthy_or_dead, "a healthy etcd cluster")
         for member in self._members:
             if member.process is not None and member.process.poll() is not None:
                 raise ChildProcessError(f"etcd {member.name} exited with {member.process.returncode}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.etcd import wait_until
+from tests.support.waiting import wait_until
 
 _FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 _ANSWERS_WITHIN_S: Final = 60.0
@@ -152,7 +152,7 @@ class Qemu:
         self.sockets = Path(tempfile.mkdtemp(prefix="holdfast-qemu-"))
         self._launch()
         try:
-            wait_until(self._answers_or_gone, what="QEMU's socket")
+            wait_until(self._answers_or_gone, "QEMU's socket")
             assert self._running(), f"QEMU does not start: {self.log()}"
         except BaseException:
             self.kill()

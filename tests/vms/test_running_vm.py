@@ -16,9 +16,9 @@ from holdfast.sources.qmp import open_qmp
 from holdfast.sources.qmp.opening import QmpSource
 from holdfast.testing import MemoryCluster
 from tests.client.rig import error_of
-from tests.support.etcd import wait_until
 from tests.support.guest import Drive, Guest, make_root
 from tests.support.qemu import tool
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 COUNT = (
@@ -104,7 +104,7 @@ def test_what_a_guest_writes_during_a_backup_is_not_in_it(tmp_path: Path) -> Non
         try:
             guest.execute("cont")
             for name, path in disks.items():
-                wait_until(lambda name=name, path=path: path.read_bytes() != frozen[name], what="a write of the guest")  # type: ignore[misc]
+                wait_until(lambda name=name, path=path: path.read_bytes() != frozen[name], "a write of the guest")  # type: ignore[misc]
                 assert read(sources[name]) == frozen[name]
                 assert sources[name].finish() is Consistency.CRASH
         finally:
@@ -119,7 +119,7 @@ def test_a_point_has_all_disks_of_one_moment(tmp_path: Path) -> None:
     with Guest([Drive.raw(name, path) for name, path in disks.items()]) as guest:
         guest.wait_for_login()
         guest.start_command(COUNT)
-        wait_until(lambda: disks["second"].read_bytes()[:1] == b"0", what="a write of the guest")
+        wait_until(lambda: disks["second"].read_bytes()[:1] == b"0", "a write of the guest")
         specs = {name: VolumeSpec(guest.uri(name)) for name in ("second", "first")}
         for number in range(12):
             sources = open_qmp(specs, BackupRun("vm", f"snap-{number}", ""))
@@ -146,7 +146,7 @@ def test_a_guest_that_stopped_for_want_of_room_goes_on_behind_the_backup(tmp_pat
         guest.run("true")
         (source,) = open_qmp({"data": VolumeSpec(guest.uri("data"))}, BackupRun("vm", "snap-a", "")).values()
         guest.start_command("echo written | dd of=/dev/vdb conv=notrunc,fsync")
-        wait_until(lambda: guest.execute("query-status")["status"] == "io-error", what="the guest's stop")
+        wait_until(lambda: guest.execute("query-status")["status"] == "io-error", "the guest's stop")
         assert read(source) == bytes(4 * MIB)
         assert source.finish() is Consistency.CRASH
         source.committed()
