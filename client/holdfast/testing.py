@@ -6,6 +6,7 @@ they keep blocks and metadata in memory. What passes here passes against a deplo
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Coroutine
 from importlib.metadata import entry_points
@@ -163,6 +164,7 @@ class MemoryCluster:
             await self._coordinator.close()
 
 
+@functools.cache  # whoever looks for one reads what every installed distribution says of itself
 def _load(name: str) -> Any:
     for entry in entry_points(group=_GROUP, name=name):
         return entry.load()

@@ -52,6 +52,7 @@ class Layouts:
         self._cluster = cluster
         self._clock = clock
         self._computing = computing
+        self._forming = asyncio.Lock()
 
     async def form_first(self, entry: Entry) -> None:
         """Make the first layout if there is none and enough nodes have registered; of several callers one succeeds.
@@ -61,6 +62,11 @@ class Layouts:
         """
         if self._view.state.layout_set.layouts:
             return
+        # Every node's heartbeat comes by here, and planning keeps a processor busy for a while.
+        async with self._forming:
+            await self._form(entry)
+
+    async def _form(self, entry: Entry) -> None:
         state = await self._view.fresh()
         members = all_members(state.records, state.states)
         if state.layout_set.layouts or len(members) < self._cluster.nodes_needed:

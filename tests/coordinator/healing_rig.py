@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from holdfast_coordinator.healing.duties import Duty
 from holdfast_coordinator.healing.history import read_history
 from holdfast_coordinator.healing.parts import HealingParts, HealingSettings, healing_parts
 from holdfast_coordinator.keys.chain import KeyChain
+from holdfast_coordinator.layouts import Computing
 from holdfast_coordinator.view import ClusterState, ClusterView
 from holdfast_core.runtime.clock import Clock, ManualClock
 from holdfast_core.runtime.metadata.store import MetadataStore
@@ -61,6 +63,7 @@ async def seat(
     seed: int = 1,
     settings: HealingSettings = SETTINGS,
     duties: Sequence[Duty] = (),
+    computing: Computing = asyncio.to_thread,
 ) -> Seat:
     """Open the store's cluster, or make it, and return a coordinator's parts over it."""
     master = master_keys()
@@ -85,6 +88,7 @@ async def seat(
         random_bytes=random.Random(seed + 100).randbytes,
         settings=settings,
         duties=duties,
+        computing=computing,
     )
     return Seat(store, cluster, view, ledger, parts)
 

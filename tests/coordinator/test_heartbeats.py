@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from holdfast_coordinator import keyspace
 from holdfast_coordinator.grants import without_counters
 from holdfast_coordinator.records import parse
 from holdfast_core.model.errors import ErrorCode
+from holdfast_core.model.layout.plan import LayoutPlan
 from holdfast_core.model.limits import PEER_CAPABILITY_TTL_S
 from holdfast_core.runtime.capability import Capability, CapabilityVerifier
 from holdfast_core.runtime.clock import ManualClock
@@ -18,6 +21,7 @@ from holdfast_core.runtime.metadata.store import Put
 from holdfast_proto.v1 import cluster_pb2
 from holdfast_proto.v1.common_pb2 import NodeHealing, NodeState, NodeStatus
 from holdfast_proto.v1.records_pb2 import GrantRecord
+from tests.coordinator.healing_rig import Fleet, seat
 from tests.coordinator.rig import Client, coordinator, refused
 
 
@@ -42,6 +46,22 @@ async def test_layouts_come_only_to_a_node_that_does_not_know_them(client: Clien
     news = await client.beat(1, layout_revision=answer.layout_revision)
     assert _epochs(news) == [2, 1]
     assert news.layout_revision > answer.layout_revision
+
+
+async def test_of_nodes_that_report_at_once_one_has_the_first_layout_planned(
+    store: SqliteStore, clock: ManualClock
+) -> None:
+    planned: list[LayoutPlan] = []
+
+    async def computing(plan: Callable[[], LayoutPlan]) -> LayoutPlan:
+        await asyncio.sleep(0.05)  # others report meanwhile
+        planned.append(plan())
+        return planned[-1]
+
+    fleet = Fleet(await seat(store, clock, nodes=5, computing=computing), clock)
+    answers = await asyncio.gather(*(fleet.beat(number) for number in range(1, 6)))
+    assert [answer.layout.epoch for answer in answers] == [1] * 5
+    assert len(planned) == 1
 
 
 async def test_a_node_told_of_a_layout_by_one_coordinator_hears_of_no_older_one_from_another(

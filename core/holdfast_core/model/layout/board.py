@@ -57,6 +57,7 @@ class Board:
         self.problem = problem
         self.vacant = len(problem.nodes)
         self._all = (1 << self.vacant) - 1
+        self._zones_needed = problem.zones_needed
         self._zone_mask = [0] * len(problem.zones)
         for node, zone in enumerate(problem.zone_of):
             self._zone_mask[zone] |= 1 << node
@@ -119,7 +120,7 @@ class Board:
                 distinct += 1
         if not skipped:
             vacancies -= 1
-        if distinct + vacancies >= self.problem.zones_needed:
+        if distinct + vacancies >= self._zones_needed:
             return self._all & ~owners
         return self._all & ~owners & ~zones
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from holdfast_core.model.layout.board import Random
@@ -38,12 +38,7 @@ class Buckets:
 
     def pick(self, will_do: Callable[[int], bool], random: Random) -> int | None:
         """Return one of those that lack most among those that will do, any of them; None where none will."""
-        while self._top > 0 and self._top not in self._levels:
-            self._top -= 1
-        for lack in range(self._top, 0, -1):
-            level = self._levels.get(lack)
-            if not level:
-                continue
+        for level in self._from_most():
             for _ in range(_PICKS):
                 number = level[random.below(len(level))]
                 if will_do(number):
@@ -52,6 +47,15 @@ class Buckets:
             if fit:
                 return fit[random.below(len(fit))]
         return None
+
+    def _from_most(self) -> Iterator[list[int]]:
+        """Yield those that lack most, which nearly always will do, then those that lack less, and so on."""
+        while self._top > 0 and self._top not in self._levels:
+            self._top -= 1
+        if self._top:
+            yield self._levels[self._top]
+            for lack in sorted(self._levels, reverse=True)[1:]:
+                yield self._levels[lack]
 
     def _put(self, number: int, lack: int) -> None:
         if lack > 0:
