@@ -49,15 +49,17 @@ _LAST_WORDS_BYTES: Final = 4096
 class _Process:
     """One process with its socket and its arena. What changes is guarded by the pool's lock."""
 
+    child: subprocess.Popen[bytes] | None = None
+
     def __init__(self) -> None:
-        """Start it.
+        """Prepare one; what is sent before it starts waits for it.
 
         Raises:
             OSError: the system does not let us.
         """
         self.free: list[int] = []  # slots of the arena, none until it is ready
         self.given: deque[tuple[Future[SealedSpan], int]] = deque()  # answers come in this order
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.last_words = -1
         arena = -1
         try:
@@ -65,15 +67,22 @@ class _Process:
             arena = os.memfd_create("holdfast-sealing-arena")
             os.ftruncate(arena, SLOTS * SLOT_BYTES)
             self.arena = memoryview(mmap.mmap(arena, SLOTS * SLOT_BYTES))
-            self.child = _spawn(theirs, self.last_words)
             self.send(b"\0", [arena])
         except OSError:
             self.release()
             raise
         finally:
-            theirs.close()
             if arena >= 0:
                 os.close(arena)
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: the system does not let us.
+        """
+        self.child = _spawn(self._theirs, self.last_words)
+        self._theirs.close()
 
     def slot(self, number: int) -> memoryview:
         """Return a slot of the arena."""
@@ -95,22 +104,28 @@ class _Process:
             return b""
 
     def kill(self) -> None:
-        """End it and wait until it is gone."""
-        self.child.kill()
-        self.child.wait()
+        """End it, if it has started, so that its answers end; `release` waits until it is gone."""
+        self._theirs.close()
+        if self.child is not None:
+            self.child.kill()
 
     def release(self) -> None:
-        """Close what is ours; after `kill`."""
+        """Wait until it is gone, and close what is ours; after `kill`, and once nobody reads its answers."""
+        if self.child is not None:
+            self.child.wait()
+        self._theirs.close()
         self.channel.close()
         if self.last_words >= 0:
             os.close(self.last_words)
 
     def ending(self) -> str:
         """Say how it ended; waits for it, as its socket has closed already."""
+        assert self.child is not None, "its socket stays open until it starts"
         try:
             code = self.child.wait(_EXIT_WAIT_S)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.child.kill()
+            self.child.wait()
             return "it closed its socket and went on"
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
@@ -187,20 +202,21 @@ class SealingPool:
         try:
             for _ in range(processes):
                 self._processes.append(_Process())
+            # First: while processes load, every processor is busy, and a thread waits long for its first turn.
+            for process in self._processes:
+                thread = threading.Thread(target=self._collect, args=(process,), name="holdfast-sealing", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            for process in self._processes:
+                process.start()
         except OSError as error:
             self.close()
             raise _cannot_start(str(error)) from error
-        self._threads = [
-            threading.Thread(target=self._collect, args=(process,), name="holdfast-sealing", daemon=True)
-            for process in self._processes
-        ]
-        for thread in self._threads:
-            thread.start()
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Numbers of the processes."""
-        return tuple(process.child.pid for process in self._processes)
+        return tuple(process.child.pid for process in self._processes if process.child is not None)
 
     @property
     def failure(self) -> HoldfastError | None:
@@ -243,8 +259,6 @@ class SealingPool:
         """End every process and wait until it is gone; spans that are not done fail with CANCELLED. Only once."""
         self._fail(HoldfastError(ErrorCode.CANCELLED, "the processes that seal were ended"))
         # All of them before any is waited for: the system takes apart what one held while it does so for the next.
-        for process in self._processes:
-            process.child.kill()
         for process in self._processes:
             process.kill()
         for thread in self._threads:
