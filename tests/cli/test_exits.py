@@ -118,6 +118,20 @@ def test_starting_is_quick_because_nothing_heavy_is_loaded() -> None:
     assert not {"grpc", "rich", "zstandard", "cryptography", "structlog"} & set(done.stderr.split())
 
 
+@pytest.mark.parametrize("service", ["coordinator", "storagenode"])
+def test_a_service_starts_without_the_other_commands_and_looks_for_garbage_in_what_it_makes(service: str) -> None:
+    probe = (
+        "import gc, sys; from holdfast.cli import main\n"
+        f"assert main.run([{service!r}, '--help']) == 0\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    collecting, frozen, *loaded = done.stderr.split()
+    assert (collecting, frozen) == ("True", "True")
+    assert not {"holdfast.cli.app", "holdfast.cli.points"} & set(loaded)
+    assert f"holdfast_{service}.main" in loaded
+
+
 def test_who_saves_does_not_wait_for_what_others_need() -> None:
     """An incremental backup takes little longer than the SDK takes to load: each of these is some hundredths of it."""
     probe = "import sys; from holdfast import StateManager; print(*sys.modules)"

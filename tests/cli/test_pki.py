@@ -11,7 +11,6 @@ from cryptography import x509
 
 from holdfast import pki
 from holdfast.cli import main
-from holdfast.cli import pki as commands
 from holdfast_coordinator.access.certificates import Certificates
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.channels import open_channel
@@ -42,12 +41,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     code = main.run(["pki", *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not any(group.name == "pki" for group in main.app.registered_groups):
-        main.app.add_typer(commands.app, name="pki")
 
 
 def test_from_nothing_to_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Final
 import typer
 import typer.main
 
-from holdfast.cli.main import app
-from holdfast.cli.services import load_service
+from holdfast.cli.app import app
+from holdfast.cli.services import SERVICES, load_service
 
 # The base of typer's complaints, which it does not name in public.
 USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -21,10 +21,6 @@ USAGE_ERROR: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 class Mistyped(Exception):
     """The program would refuse this command line."""
-
-
-SERVICES: Final = ("coordinator", "storagenode")
-"""Commands that pass everything on to another program's parser, found by entry point."""
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Commands as processes of their own that need not load Python and Holdfast again: forked from one that has.
 
 Of the 0.45 s of processor time of a short command 0.4 s go into loading modules. The tests run hundreds
-of them, so one process for each process of tests loads `holdfast.cli.main`, starts nothing, and forks for each command.
+of them, so one process for each process of tests loads `holdfast.cli.app`, starts nothing, and forks for each command.
 Everything else is as in a process that was started afresh: environment, working directory, pipes, exit code, death by a
 signal. `tests.e2e.harness.COMMAND` starts one the long way, and services always go that way.
 """
@@ -174,11 +174,11 @@ def _become(request: Mapping[str, object], descriptors: Sequence[int]) -> Sequen
 
 
 def _main() -> None:
-    from holdfast.cli import main
+    from holdfast.cli import app, main
 
     for module in _LOADED_LATE:
         importlib.import_module(module)
-    main.command()
+    app.command()
     gc.freeze()  # Collections in the children must not touch, and so copy, every page that they share.
     assert threading.active_count() == 1, "a process with threads must not fork"
     listener = socket.socket(fileno=int(sys.argv[1]))

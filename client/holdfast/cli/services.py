@@ -7,6 +7,7 @@ point, and loaded only when they are asked for.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from holdfast.cli.exits import UNAVAILABLE
+from holdfast.cli.exits import DONE, UNAVAILABLE
 from holdfast.cli.output import print_line
 from holdfast.cli.parent import end_with_parent
 from holdfast_core.model.errors import ErrorCode, HoldfastError
 from holdfast_core.runtime.options import TlsFiles, tls_files
 
 app = typer.Typer()
+
+SERVICES: Final = ("coordinator", "storagenode")
+"""The services by their names as commands."""
 
 # Everything after the name is the service's own business, its --help too.
 _PASS_ON: Final[dict[str, Any]] = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -32,13 +36,13 @@ _SERVING: Final = 1
 @app.command("coordinator", context_settings=_PASS_ON)
 def coordinator(context: typer.Context) -> None:
     """Run a coordinator: recovery points, layout, membership. `holdfast coordinator --help` lists its options."""
-    _run_service("coordinator", context.args)
+    raise typer.Exit(run_service("coordinator", context.args))
 
 
 @app.command("storagenode", context_settings=_PASS_ON)
 def storagenode(context: typer.Context) -> None:
     """Run a storage node: keeps blocks. `holdfast storagenode --help` lists its options."""
-    _run_service("storagenode", context.args)
+    raise typer.Exit(run_service("storagenode", context.args))
 
 
 @app.command("health")
@@ -111,10 +115,24 @@ def load_service(name: str) -> Callable[..., None]:
     return command
 
 
-def _run_service(name: str, arguments: list[str]) -> None:
+def run_service(name: str, arguments: list[str]) -> int:
+    """Run a service with its own arguments until it ends; returns the exit code.
+
+    Raises:
+        HoldfastError: as `load_service`, and what the service ends with.
+    """
     end_with_parent()
     service = typer.Typer(add_completion=False, rich_markup_mode=None)
-    service.command()(load_service(name))
+    service.command()(_loaded(name))
     code = typer.main.get_command(service)(args=arguments, prog_name=f"holdfast {name}", standalone_mode=False)
-    if isinstance(code, int) and code:
-        raise typer.Exit(code)
+    return code if isinstance(code, int) else DONE
+
+
+def _loaded(name: str) -> Callable[..., None]:
+    """As `load_service`, in a process that becomes the service; what is there then is never garbage."""
+    gc.disable()
+    try:
+        return load_service(name)
+    finally:
+        gc.freeze()
+        gc.enable()
