@@ -19,7 +19,6 @@ from holdfast.manager import StateManager
 
 NODES: Final = 4
 REPLICAS: Final = 3
-OUT_AFTER_S: Final = 10.0
 _LOST: Final = "node-4"
 _NEW: Final = "node-5"
 # Shorter than any node can read what it holds: a scrub goes on all the time, as fast as it ever may.
@@ -34,11 +33,13 @@ class Sizes:
         node_bytes: blocks on the node that is lost.
         volume_bytes: a client's volume.
         turns: backups and restores of each kind of measurement that does not end by itself.
+        out_after_s: how long a node is down before it is left out.
     """
 
     node_bytes: int
     volume_bytes: int
     turns: int
+    out_after_s: float = 10.0
 
 
 def measure(
@@ -58,7 +59,7 @@ def measure(
         processes.start_nodes()
         with StateManager(processes.address, token_file=processes.token_file) as manager:
             wait(lambda: whole(manager), "all nodes are back")
-            return {"blocks": blocks, "out_after_s": OUT_AFTER_S, **_Course(processes, manager, sizes, say).run()}
+            return {"blocks": blocks, "out_after_s": sizes.out_after_s, **_Course(processes, manager, sizes, say).run()}
     finally:
         processes.stop()
 
@@ -127,7 +128,7 @@ class _Course:
     def _hasten(self) -> None:
         """Let nodes be given up soon from now on; before, none was to be because it was slow to start."""
         self._processes.stop("coordinator")
-        self._processes.coordinator_options = ("--out-after", str(OUT_AFTER_S))
+        self._processes.coordinator_options = ("--out-after", str(self._sizes.out_after_s))
         self._processes.start_coordinator()
         self._wait_back()
 

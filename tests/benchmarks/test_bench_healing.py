@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {
 @pytest.mark.timeout(600)
 def test_a_lost_node_is_made_up_for_while_clients_work(tmp_path: Path) -> None:
     said: list[str] = []
-    result = measure(tmp_path, Sizes(node_bytes=24 * MIB, volume_bytes=2 * MIB, turns=1), said.append)
+    result = measure(tmp_path, Sizes(node_bytes=24 * MIB, volume_bytes=2 * MIB, turns=1, out_after_s=2.0), said.append)
     # A quarter of all blocks were on four nodes' lost one, of each of which the others made one copy.
     missing = result["blocks"] * REPLICAS // 4 * 65_536
     assert 0.9 * missing < result["repair"]["repaired_bytes"] < 1.2 * missing

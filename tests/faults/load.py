@@ -6,6 +6,7 @@ import hashlib
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ _EXCUSED = frozenset(
     }
 )
 _OBJECT_BYTES_MAX = 192 * KIB
+# So long after a test has waited for writes there is no pause between them: that is when its fault strikes.
+_HURRY_S = 3.0
+# Else a test that waits for a lease to end would have hundreds of points to compare after it.
+_PAUSE_S = 0.2
 
 
 @dataclass(slots=True)
@@ -81,6 +86,7 @@ class Load:
         self._forgets = forgets
         self._excused = _EXCUSED | excused
         self._ending = threading.Event()
+        self._hurry_until_s = 0.0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"load-{seed}", daemon=True)
 
@@ -116,6 +122,7 @@ class Load:
         def wrote() -> bool:
             if self._failure is not None:
                 raise self._failure
+            self._hurry_until_s = time.monotonic() + _HURRY_S
             return self.book.writes >= goal
 
         eventually(wrote, f"{count} more writes; the last refusals are {self.book.refusals[-3:]}", within_s=within_s)
@@ -136,6 +143,8 @@ class Load:
                             raise
                         self.book.refusals.append(error)
                         self._ending.wait(0.1)
+                    if time.monotonic() > self._hurry_until_s:
+                        self._ending.wait(_PAUSE_S)
         except (HoldfastError, OSError, AssertionError) as error:
             self._failure = error
 
