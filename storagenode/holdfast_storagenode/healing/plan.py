@@ -84,11 +84,11 @@ def plan_sync(
 
     `ranks` says how many live owners each partition has (`live_owners`), `up` which other nodes are up.
     """
-    ranked = sorted((ranks[partition], stage, partition) for partition, stage in pending.items())
-    if not ranked:
+    if not pending:
         return None
-    owners, stage, _ = ranked[0]
-    chosen = tuple(place for count, kind, place in ranked[:partitions_max] if (count, kind) == (owners, stage))
+    owners, stage = min((ranks[partition], stage) for partition, stage in pending.items())
+    alike = [place for place, kind in pending.items() if kind == stage and ranks[place] == owners]
+    chosen = tuple(sorted(alike)[:partitions_max])
     sources: dict[str, list[int]] = {}
     for partition in chosen:
         for owner in living.owners_of(partition):

@@ -6,6 +6,7 @@ Every client computes the same answer, so no call a block is needed.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,7 @@ from holdfast_proto.v1 import common_pb2
 
 _HASH_BITS: Final = 32
 _OWNER_BYTES: Final = 2
+_REMEMBERED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +107,8 @@ class Layout:
         Raises:
             HoldfastError: CORRUPT if it contradicts itself.
         """
-        nodes = tuple(LayoutNode(node.node_id, node.zone, node.capacity_bytes) for node in message.nodes)
-        try:
-            return cls(
-                epoch=message.epoch,
-                seed=message.seed,
-                partitions=message.partitions,
-                replicas=message.replicas,
-                nodes=nodes,
-                owners=message.owners,
-            )
-        except ValueError as error:
-            raise HoldfastError(ErrorCode.CORRUPT, f"the layout of epoch {message.epoch} is broken: {error}") from error
+        # The same few come with every grant and heartbeat, and spelling one out takes milliseconds.
+        return _read(message.SerializeToString(deterministic=True))
 
     def to_message(self) -> common_pb2.Layout:
         """Return the layout as a message."""
@@ -145,3 +137,20 @@ def check_dimensions(*, seed: int, partitions: int, replicas: int) -> None:
         raise ValueError(f"the number of partitions is a power of two from 1 to {PARTITIONS_MAX}")
     if not 1 <= replicas <= REPLICAS_MAX:
         raise ValueError(f"a partition has 1 to {REPLICAS_MAX} owners")
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _read(message_bytes: bytes) -> Layout:
+    message = common_pb2.Layout.FromString(message_bytes)
+    nodes = tuple(LayoutNode(node.node_id, node.zone, node.capacity_bytes) for node in message.nodes)
+    try:
+        return Layout(
+            epoch=message.epoch,
+            seed=message.seed,
+            partitions=message.partitions,
+            replicas=message.replicas,
+            nodes=nodes,
+            owners=message.owners,
+        )
+    except ValueError as error:
+        raise HoldfastError(ErrorCode.CORRUPT, f"the layout of epoch {message.epoch} is broken: {error}") from error
