@@ -2,8 +2,8 @@
 # PYTHON=python3.12 chooses the interpreter; without it tools/find-python takes the first one that is new enough.
 
 PYTHON ?=
-# One more than the processors it is meant for: slow tests wait for leases and guests more than they compute.
-WORKERS ?= 3
+# Twice the processors it is meant for: slow tests wait for leases and guests more than they compute.
+WORKERS ?= 4
 SEEDS ?= 10000
 FROM ?= 0
 JOBS ?= 2
