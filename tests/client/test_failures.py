@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from holdfast import ErrorCode, HoldfastError, StateManager
 from holdfast.testing import MemoryCluster
 from tests.client.rig import BLOCK, MemorySource, Vm, data_ids, error_of, noise, rot, store_of, write_at
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -104,10 +104,7 @@ def test_rot_on_one_node_is_read_around(own: Vm, cluster: MemoryCluster) -> None
     own.assert_restores(snapshot)
     assert own.manager.verify(snapshot).blocks == 96
     # What reads found, the node fetches from its peers; the rest is found by a verification that hashes on the nodes.
-    deadline = time.monotonic() + 60
-    while own.manager.verify(snapshot, node_only=True).thin_blocks:
-        assert time.monotonic() < deadline, "the copies were not healed"
-        time.sleep(0.05)
+    wait_until(lambda: own.manager.verify(snapshot, node_only=True).thin_blocks == 0, "whole copies everywhere")
     assert store_of(cluster, 0).status().quarantined_count == 0
 
 

@@ -9,7 +9,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from holdfast.sealing import SealingPool
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.block import SealedBlock, sealed_beside
 from tests.client.rig import BLOCK, MemorySource, Vm, error_of, make_sparse, noise, write_at
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 WAIT_S = 30.0
@@ -164,10 +164,7 @@ def test_a_process_that_is_killed_fails_its_backup_alone(
     def kill(progress: Progress) -> None:
         if progress.phase == "send" and pools[-1].failure is None:
             os.kill(pools[-1].pids[0], signal.SIGKILL)
-            deadline_s = time.monotonic() + WAIT_S
-            while pools[-1].failure is None:
-                assert time.monotonic() < deadline_s
-                time.sleep(0.01)
+            wait_until(lambda: pools[-1].failure is not None, "the failure of the pool", timeout_s=WAIT_S)
 
     error = error_of(lambda: processes.create_snapshot(vm.name, progress=kill))
     assert error.code is ErrorCode.INTERNAL

@@ -58,7 +58,9 @@ def test_owners_and_quorum() -> None:
 
 
 def test_a_layout_survives_the_wire() -> None:
-    assert Layout.from_message(layout().to_message()) == layout()
+    message = layout().to_message()
+    assert Layout.from_message(message) == layout()
+    assert Layout.from_message(message) is Layout.from_message(message), "what was read before is not spelt out again"
 
 
 @pytest.mark.parametrize(
