@@ -304,7 +304,8 @@ class FarStore(FaultyStore):
 
 
 async def test_a_ledger_far_from_the_store_gets_its_turn_beside_one_that_never_pauses(store: SqliteStore) -> None:
-    near, far = make_ledger(store, seed=1), make_ledger(FarStore(store), seed=2)
+    near = make_ledger(store, clock=SystemClock(), seed=1)
+    far = make_ledger(FarStore(store), clock=SystemClock(), seed=2)
     done = asyncio.Event()
 
     async def hog(number: int) -> int:
@@ -326,7 +327,7 @@ async def test_a_ledger_far_from_the_store_gets_its_turn_beside_one_that_never_p
 
 async def test_the_turn_of_a_ledger_that_died_is_taken_over(store: SqliteStore) -> None:
     await store.txn([], [Put(keyspace.AUDIT_TURN, b"the dead")])
-    ledgers = [make_ledger(store, seed=seed) for seed in range(2)]
+    ledgers = [make_ledger(store, clock=SystemClock(), seed=seed) for seed in range(2)]
     outcomes = await asyncio.gather(*(_make(ledger, f"vm-{at}") for at, ledger in enumerate(ledgers)))
     assert list(outcomes) == [Outcome.APPLIED] * 2
     assert len((await read_log(store)).records) == 2

@@ -45,8 +45,10 @@ CYCLES_MAX: Final = 64
 # Appends lost in a row before the turn is claimed. Who appends without a pause has the newest head at hand while all
 # others must read it first, and some are nearer to the store: without turns one of them would win forever.
 _LOSSES_MAX: Final = 3
-# Looks at another's claim, each a read of the store, before it is taken over: its maker is dead, or as good as.
-_LOOKS_MAX: Final = 200
+# Looks at another's claim, each a read of the store and a pause, before it is taken over: its maker is dead, or as good
+# as. Together they take a second and more, in which one far from the store gets through, however fast it is read here.
+_LOOKS_MAX: Final = 500
+_LOOK_PAUSE_S: Final = 0.002
 # Lost appends that are remembered. They are forgotten by the next append, so there are several only while the store
 # comes and goes; without its memory one call could have a second record that says how it ended for its caller.
 _LOST_MAX: Final = 8
@@ -248,6 +250,8 @@ class Ledger:
                 await self._try(
                     [ModRevisionIs(keyspace.AUDIT_TURN, claim.revision)], [Put(keyspace.AUDIT_TURN, self._name)]
                 )
+            else:
+                await self._clock.sleep(_LOOK_PAUSE_S)
             self._head = None
 
     async def _plan(self, proposals: Sequence[Proposal]) -> Plan:
