@@ -28,9 +28,10 @@ from holdfast_proto.v1.records_pb2 import ObjectRecord, VolumeRecord
 
 # Ids among which repeats are found and counted once; about 150 bytes each are in use.
 CHECKED_IDS: Final = 32_768
-# Ids that one question is about. It is answered while the next index nodes are read, so a commit that names a few times
-# as many waits for the last of them only; each costs an owner 2 ms whatever is asked.
-ASKED_IDS: Final = 8_192
+# Ids that one question is about at least, unless it is the last: half of what as many nodes name as are read at once,
+# so that the first of them are asked about without delay. The next ones are read until the answer is there; a question
+# costs an owner 2 ms whatever is asked.
+ASKED_IDS: Final = 4_096
 NODES_PER_READ: Final = 64
 
 

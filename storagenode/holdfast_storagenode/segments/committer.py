@@ -139,6 +139,10 @@ class GroupCommitter:
         """Return the last record of stamps that names a key, decided after all else about it. Under the lock."""
         return self._stamping.get(key)
 
+    def decides_any(self, keys: Sequence[bytes]) -> bool:
+        """Return whether any of these has a record, stamps included, that is not durable yet. Under the lock."""
+        return not (self._decided.keys().isdisjoint(keys) and self._stamping.keys().isdisjoint(keys))
+
     def check_writable(self) -> None:
         """Return if writes are taken. Under the lock.
 

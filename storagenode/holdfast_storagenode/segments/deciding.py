@@ -92,7 +92,11 @@ class Decider:
         keys = make_keys(tenant, self.partition_of, ids)
         plan = _Plan(stamp)
         with self.committer.lock:
-            for key, verdict, entry in zip(keys, verdicts, self.lookup(keys), strict=True):
+            entries = self.lookup(keys)
+            if self._is_stamped(keys, verdicts, entries, stamp):
+                plan.ticket.done.set_result(list(verdicts))
+                return plan.ticket.done
+            for key, verdict, entry in zip(keys, verdicts, entries, strict=True):
                 decided = self.committer.decided(key)
                 found = verdict
                 if verdict is Verdict.OK and _is_there(decided, entry):
@@ -175,6 +179,13 @@ class Decider:
                 plan.ticket.builds_on.append(record)
         if plan.stamp and self._counted(key, decided, entry) < plan.stamp:
             plan.stamped[key] = None
+
+    def _is_stamped(
+        self, keys: Sequence[bytes], verdicts: Sequence[Verdict], entries: Sequence[Entry | None], stamp: int
+    ) -> bool:
+        """Return whether all are whole, durable and have the stamp: what a commit finds of what was written for it."""
+        needy = [entry for entry in entries if entry is None or entry.quarantined or entry.stamp < stamp]
+        return not needy and all(verdict is Verdict.OK for verdict in verdicts) and not self.committer.decides_any(keys)
 
     def _stamp_of(self, key: bytes, decided: PendingRecord | None, entry: Entry | None) -> int:
         """Return a block's own stamp, as it will be once all that was decided is written."""

@@ -105,9 +105,17 @@ def _decided(ids: Sequence[bytes], layouts: Sequence[Layout], held: Mapping[str,
 
 def _by_owners(ids: Iterable[bytes], layouts: Sequence[Layout]) -> dict[Owners, list[bytes]]:
     """Group ids by their owners in each layout."""
-    groups: dict[Owners, list[bytes]] = {}
+    newest, *others = layouts
+    by_newest: dict[tuple[str, ...], list[bytes]] = {}
     for block_id in ids:
-        groups.setdefault(tuple([layout.owners_of_block(block_id) for layout in layouts]), []).append(block_id)
+        by_newest.setdefault(newest.owners_of_block(block_id), []).append(block_id)
+    if not others:
+        return {(owners,): group for owners, group in by_newest.items()}
+    groups: dict[Owners, list[bytes]] = {}
+    for owners, group in by_newest.items():
+        for block_id in group:
+            everywhere = (owners, *[layout.owners_of_block(block_id) for layout in others])
+            groups.setdefault(everywhere, []).append(block_id)
     return groups
 
 
