@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Final
 
+from holdfast_core.model.limits import KIB, MIB
 from holdfast_storagenode.segments.disk import IOVECS_MAX, Disk
 from holdfast_storagenode.segments.files import SegmentFiles
 from holdfast_storagenode.segments.record import FILE_HEADER_BYTES, RECORD_HEADER_BYTES, SEGMENT_BYTES_TARGET
 
 _RECORDS_PER_WRITE = IOVECS_MAX // 2
+# Space that is set aside at a time, by writes that are large enough to tell of a stream.
+RESERVED_BYTES: Final = 16 * MIB
+_RESERVING_BYTES_MIN: Final = 256 * KIB
 
 
 class Appender:
@@ -35,6 +40,8 @@ class Appender:
         self._segment = segment
         self._offset = offset
         self._end = (segment, offset)
+        # Up to here the file system has set space aside in the segment; 0 where it has not.
+        self._reserved_to = 0
         # Segments with bytes that are not durable yet: number, descriptor, and where those bytes begin.
         self._unsynced: list[tuple[int, int, int]] = []
 
@@ -66,6 +73,7 @@ class Appender:
                 at += 1
             if not self._unsynced or self._unsynced[-1][0] != self._segment:
                 self._unsynced.append((self._segment, self._fd, begin))
+            self._reserve(begin, offset)
             self._disk.write_at(self._fd, buffers, begin)
             self._offset = offset
         return places
@@ -91,6 +99,8 @@ class Appender:
         Raises:
             OSError: it may still be there; nothing may be written any more.
         """
+        # What was set aside goes with what is cut away.
+        self._reserved_to = 0
         for segment, fd, begin in self._unsynced:
             self._disk.truncate(fd, begin)
             if segment == self._segment:
@@ -102,9 +112,27 @@ class Appender:
         self._end = (self._segment, self._offset)
 
     def close(self) -> None:
-        """Close the descriptors."""
-        for fd in {self._fd, *(fd for _, fd, _ in self._unsynced)}:
-            os.close(fd)
+        """Give back space that was set aside and not written to, and close the descriptors.
+
+        Raises:
+            OSError: it was not given back; the descriptors are closed all the same.
+        """
+        try:
+            if self._reserved_to > self._offset:
+                self._disk.truncate(self._fd, self._offset)
+        finally:
+            for fd in {self._fd, *(fd for _, fd, _ in self._unsynced)}:
+                os.close(fd)
+
+    def _reserve(self, begin: int, end: int) -> None:
+        """Have space set aside for a large write from `begin` to before `end`, and for some that may follow it."""
+        if end - begin < _RESERVING_BYTES_MIN or end <= self._reserved_to:
+            return
+        first = max(begin, self._reserved_to)
+        # Nothing is left over when the segment is finished.
+        last = max(end, min(first + RESERVED_BYTES, self._segment_bytes))
+        if self._disk.reserve(self._fd, first, last - first):
+            self._reserved_to = last
 
     def _begin_segment(self) -> None:
         if not any(segment == self._segment for segment, _, _ in self._unsynced):
@@ -114,3 +142,4 @@ class Appender:
             self._fd = self._files.create(self._segment + 1)
         self._segment += 1
         self._offset = FILE_HEADER_BYTES
+        self._reserved_to = 0

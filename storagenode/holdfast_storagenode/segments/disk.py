@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 IOVECS_MAX: Final = os.sysconf("SC_IOV_MAX")
+
+# From linux/falloc.h: the file's length stays what it is. `os.posix_fallocate` cannot be told so.
+_KEEP_SIZE: Final = 1
+# Space is set aside only while so many times as much is free: a disk that is nearly full is filled to the end.
+_FREE_TIMES: Final = 64
+
+
+def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
+    """Return the C library's fallocate(2), None where it has none."""
+    library = ctypes.CDLL(None)
+    # The second is the same function where offsets have 64 bits anyhow.
+    function = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return function
+
+
+_fallocate: Final = _find_fallocate()
 
 
 class Disk:
@@ -32,6 +51,17 @@ class Disk:
             OSError: nothing is known of what was written since the last sync, and asking again would not tell.
         """
         os.fdatasync(fd)
+
+    def reserve(self, fd: int, offset: int, length: int) -> bool:
+        """Set space aside for a range that is about to be written; the file's length stays. Returns whether it was.
+
+        A file system that finds space for a range at once takes a third less to write it (ADR 0135). Nothing depends
+        on it: where it cannot be done, the write finds out what is wrong.
+        """
+        status = os.fstatvfs(fd)
+        if _fallocate is None or status.f_bavail * status.f_frsize < _FREE_TIMES * length:
+            return False
+        return _fallocate(fd, _KEEP_SIZE, offset, length) == 0
 
     def forget(self, fd: int, offset: int, length: int) -> None:
         """Let the kernel drop what it cached of this range; what is not durable yet it keeps.
