@@ -9,9 +9,6 @@ from holdfast_core.model.limits import MIB
 BARREN_BYTES: Final = 32 * MIB
 """So much was asked about in a row, and no owner had any of it, before offers are sent without a question."""
 
-ASK_EVERY: Final = 4
-"""Of the offers after that, one in so many is asked about all the same."""
-
 
 class Asking:
     """Decides, one offer after another, and learns from what was found.
@@ -23,14 +20,10 @@ class Asking:
     def __init__(self) -> None:
         """Ask about everything at first."""
         self._barren_bytes = 0
-        self._offers = 0
 
     def is_worth_it(self) -> bool:
         """Return whether to ask about the next offer."""
-        if self._barren_bytes < BARREN_BYTES:
-            return True
-        self._offers += 1
-        return self._offers % ASK_EVERY == 0
+        return self._barren_bytes < BARREN_BYTES
 
     def found_nothing(self, sealed_bytes: int) -> None:
         """Note that an offer was asked about and nobody had any of it."""

@@ -1,6 +1,6 @@
 """Brings blocks to their owners: asks who has them, sends the rest to all owners at once, and counts to the quorum.
 
-While nobody has anything, most are sent without a question, and the nodes' answers tell of those that were there.
+While nobody has anything, they are sent without a question, and the nodes' answers tell of those that were there.
 
 A block is safe when a write quorum of the newest layout's owners hold it durably; the other copies go on behind. What
 is in flight is bounded in bytes, so a slow node slows the caller down and a silent one is given up after a while. When
