@@ -12,6 +12,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast_core.model import codecs
 from holdfast_core.model.block import (
     SEALED_OVERHEAD_BYTES,
     Codec,
@@ -169,6 +170,15 @@ def test_the_nonce_is_the_keyed_hash_of_all_that_is_protected() -> None:
     nonce_key = blake3(secrets.data_epochs[1], derive_key_context="holdfast v1 data nonce key").digest()
     block = seal(plain, Codec.STORED)
     assert parse_header(block.data).nonce == blake3(block.data[:16] + plain, key=nonce_key).digest(24)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_volumes_are_compressed_quickly_and_all_else_well(kind: Kind) -> None:
+    plain = b" ".join(b"%d times a word" % (number * number % 1009) for number in range(5000))[:65_536]
+    wanted = codecs.compress(plain, Codec.ZSTD, None, quick=kind is Kind.VOLUME)[1]
+    other = codecs.compress(plain, Codec.ZSTD, None, quick=kind is not Kind.VOLUME)[1]
+    assert len(wanted) != len(other)
+    assert len(seal(plain, kind=kind).data) == len(wanted) + SEALED_OVERHEAD_BYTES
 
 
 def test_a_delta_is_used_only_where_it_saves_a_quarter() -> None:

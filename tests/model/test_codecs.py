@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import lz4.block
 import pytest
 import zstandard
@@ -41,6 +43,18 @@ def test_a_frame_without_a_size_is_refused() -> None:
 def test_a_frame_with_something_after_it_is_refused() -> None:
     assert "does not decompress" in refused(ZSTD + b"x", Codec.ZSTD, len(TEXT))
     assert "does not decompress" in refused(ZSTD + ZSTD, Codec.ZSTD, len(TEXT))
+
+
+def test_what_is_compressed_quickly_is_an_ordinary_frame_and_hardly_longer() -> None:
+    words = [b"block", b"volume", b"snapshot", b"of", b"the", b"a", b"restore", b"node"]
+    draw = random.Random(7)
+    plain = b" ".join(draw.choices(words, k=10_000))
+    for size in (1, 1000, 16 << 10, len(plain)):
+        codec, payload = compress(plain[:size], Codec.ZSTD, None, quick=True)
+        assert decompress(memoryview(payload), codec, plain_bytes=size, base=None) == plain[:size]
+    quick, best = (compress(plain[:65_536], Codec.ZSTD, None, quick=quick)[1] for quick in (True, False))
+    assert quick != best
+    assert len(quick) < 1.05 * len(best)
 
 
 def test_an_lz4_block_of_another_size_is_refused() -> None:

@@ -341,7 +341,9 @@ class Sealer:
             )
         if (codec is Codec.ZSTD_DELTA) != (base is not None):
             raise ValueError("a base goes with the codec ZSTD_DELTA, and with no other")
-        used, payload = codecs.compress(plain, codec, base[1] if base is not None else None)
+        # Volumes are the most, and live as long as their VM. What outlives it is compressed as well as level 1 can.
+        quick = self._kind is Kind.VOLUME
+        used, payload = codecs.compress(plain, codec, base[1] if base is not None else None, quick=quick)
         associated = _ASSOCIATED.pack(MAGIC, SUITE_XAES_256_GCM, used, self._kind, size, self._epoch)
         bound = associated + base[0] if used is Codec.ZSTD_DELTA and base is not None else associated
         # One contiguous message: hashing in two parts misaligns BLAKE3's chunks, which costs more than the copy.
