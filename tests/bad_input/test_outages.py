@@ -17,6 +17,7 @@ from tests.support.etcd import EtcdCluster
 TOKEN = new_token(bytes)
 
 
+@pytest.mark.slow
 def test_no_reachable_quorum(tmp_path: Path) -> None:
     with MemoryCluster(nodes=3) as cluster, cluster.state_manager() as manager:
         vm = make_vm(manager, tmp_path, "one")

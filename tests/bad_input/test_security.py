@@ -60,6 +60,7 @@ class _Ahead(SystemClock):
         return super().now_unix_ms() + int(10 * CLOCK_TOLERANCE_S * 1000)
 
 
+@pytest.mark.slow
 def test_a_node_whose_clock_is_off_by_minutes_refuses_all_and_stops_nobody(tmp_path: Path) -> None:
     with MemoryCluster() as cluster, cluster.state_manager(restore_dir=tmp_path) as manager:
         whole = make_vm(manager, tmp_path, "before")

@@ -80,6 +80,7 @@ def test_files_are_added_and_replaced_inside(tmp_path: Path) -> None:
         change_files(image, add={PurePosixPath("/usr/link"): link}, replace={}, there=())
 
 
+@pytest.mark.slow
 def test_three_days_build_upon_one_another(tmp_path: Path, packages: list[Package]) -> None:
     """Day 0 holds the first packages, day 1 adds about the later ones, day 2 changes pages in place and logs."""
     plan = Plan(size=32 * MIB, first=1_600_000, later=400_000, pages=64 * 4096, log=100_000)

@@ -28,6 +28,7 @@ def test_a_command_is_measured_with_its_children(tmp_path: Path) -> None:
     assert took.wall_s > 0.03
 
 
+@pytest.mark.slow
 def test_memory_of_children_counts(tmp_path: Path) -> None:
     """A command that holds 80 MiB beside a child that holds as much takes both."""
     hold = "kept = bytearray(80 << 20); kept[::4096] = b'1' * (20 << 10)"
@@ -94,6 +95,7 @@ def test_codecs_are_compared_on_the_same_blocks(image: Path) -> None:
     assert all(each.seal_mb_s > 0 and each.open_mb_s > 0 for each in figures.values() if each.name != "zstd-3")
 
 
+@pytest.mark.slow
 def test_stages_cover_a_snapshot(tmp_path: Path, image: Path) -> None:
     """Every stage was measured; sending and keeping count once a copy; the sum does not count compressing twice."""
     figures = measure_stages(image, tmp_path, sample_blocks(image, every=1), Codec.ZSTD)

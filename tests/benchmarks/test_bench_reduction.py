@@ -200,6 +200,7 @@ def template(tmp_path: Path, packages: list[Package]) -> Template:
     return build_template(work, packages, size_bytes=96 * MIB, filled_bytes=6_000_000, others_bytes=1_500_000)
 
 
+@pytest.mark.slow
 def test_allocated_bytes_are_what_the_image_holds_and_wrong_bytes_end_a_row(tmp_path: Path, template: Template) -> None:
     """Counted from the index on one side, and from the image on the other."""
     with fresh_cluster(tmp_path / "cluster") as manager:

@@ -53,6 +53,7 @@ async def rig(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterat
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_dry_run_says_what_goes_and_a_run_does_it(rig: Rig) -> None:
     assert "there was no collection yet" in await rig.run("gc", "--last")
     gone = await rig.running.save(SLOTS)

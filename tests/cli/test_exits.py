@@ -95,6 +95,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err == "holdfast: interrupted\n"
 
 
+@pytest.mark.slow
 def test_services_have_help_of_their_own() -> None:
     for name, option in (("coordinator", "--etcd"), ("storagenode", "--coordinator")):
         done = run(name, "--help")
@@ -152,6 +153,7 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert b"fault" not in done.stderr
 
 
+@pytest.mark.slow
 def test_help_fits_a_terminal() -> None:
     ours, theirs = pty.openpty()
     done = subprocess.run([*COMMAND, "--help"], stdout=theirs, stderr=subprocess.PIPE, check=False)

@@ -14,6 +14,7 @@ from tests.e2e.harness import COMMAND, environment, eventually
 from tests.support.commands import COMMANDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--version"], ["status"], ["restore"], ["nonsense"], ["pki", "init", "--help"], ["app", "put", "-"]],
@@ -40,6 +41,7 @@ def test_each_has_its_own_environment_and_folder(tmp_path: Path, monkeypatch: py
     assert b"127.0.0.1:1" in server.run(["status"], stdin=None, environment=away, timeout_s=60).stderr
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     waiting = ["storagenode", "--coordinator", "127.0.0.1:1", "--data", "data", "--bind", "127.0.0.1:0"]

@@ -62,6 +62,7 @@ def sums_of_two(manager: StateManager, folder: Path) -> list[dict[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_sums_are_the_same_whether_owners_are_asked_or_tell_of_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, questions: list[int]
 ) -> None:

@@ -25,6 +25,7 @@ _names = (f"hinted-{number}" for number in itertools.count())
 spare_ranges = st.lists(st.tuples(st.integers(0, 4 * MIB), st.integers(0, 300_000)), max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.integers(0, 3 * MIB),
@@ -60,6 +61,7 @@ def test_a_hinted_point_is_the_point_that_reading_everything_makes(
     path.unlink()
 
 
+@pytest.mark.slow
 def test_no_more_is_read_than_changed(vm: Vm) -> None:
     vm.volume(200 * MIB, [(0, noise(30 * MIB, 8))])
     vm.register()
@@ -76,6 +78,7 @@ def test_no_more_is_read_than_changed(vm: Vm) -> None:
     vm.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 def test_what_is_fetched_does_not_grow_with_the_disk(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same data and the same change, on disks of 1, 4 and 16 GiB."""
     fetched: list[int] = []
@@ -105,6 +108,7 @@ def test_what_is_fetched_does_not_grow_with_the_disk(vm: Vm, monkeypatch: pytest
     assert counts == [(2, 2), (3, 3), (3, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_bytes", [BLOCK, 4 * MIB])
 def test_processes_read_no_more_than_changed_either(
     shared_cluster: MemoryCluster, tmp_path: Path, block_bytes: int
@@ -237,6 +241,7 @@ def rot_everywhere(cluster: MemoryCluster, block_id: bytes) -> None:
         rot(cluster, number, block_id)
 
 
+@pytest.mark.slow
 def test_damaged_blocks_of_the_parent_are_read_again(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     lost = data_ids(cluster, 0)[77]
@@ -251,6 +256,7 @@ def test_damaged_blocks_of_the_parent_are_read_again(own: Vm, cluster: MemoryClu
     assert own.manager.verify(backup).blocks == point.volumes[0].block_count == 40 * 16 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_a_damaged_index_where_the_hint_touches_it_reads_everything(
     own: Vm, cluster: MemoryCluster, known: bool

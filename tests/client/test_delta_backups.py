@@ -79,6 +79,7 @@ def lose(cluster: MemoryCluster, block_id: bytes, how: str = "missing") -> None:
             store_of(cluster, number).delete(TENANT, [block_id])
 
 
+@pytest.mark.slow
 def test_successors_of_a_delta_are_coded_against_its_base(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     whole = references(own.manager, snapshot)
@@ -105,6 +106,7 @@ def test_successors_of_a_delta_are_coded_against_its_base(own: Vm, cluster: Memo
     own.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 def test_a_block_that_drifted_away_is_stored_whole_and_becomes_the_base(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     anchors = set()
@@ -162,6 +164,7 @@ def test_what_is_not_to_be_coded_so_is_not(vm: Vm) -> None:
     vm.assert_restores(snapshot, backup, names=sorted(specs))
 
 
+@pytest.mark.slow
 def test_processes_leave_blocks_waiting_as_threads_do(cluster: MemoryCluster, tmp_path: Path) -> None:
     made = []
     touched = range(0, 320, 7)
@@ -181,6 +184,7 @@ def test_processes_leave_blocks_waiting_as_threads_do(cluster: MemoryCluster, tm
     assert made[0][1] == len([block for block in touched if not 50 <= block < 70]) + 1
 
 
+@pytest.mark.slow
 def test_no_delta_keeps_an_old_key_alive(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     touch(own, 3)
@@ -204,6 +208,7 @@ def test_no_delta_keeps_an_old_key_alive(own: Vm, cluster: MemoryCluster) -> Non
                 assert codec_of(cluster, block_id)[1] == codec_of(cluster, base_id)[1] == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_rots_on_one_node_is_read_around(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     for block_id in data_ids(cluster, 0):
@@ -214,6 +219,7 @@ def test_a_base_that_rots_on_one_node_is_read_around(own: Vm, cluster: MemoryClu
     own.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["corrupt", "missing"])
 def test_a_lost_base_is_named_with_the_range_of_its_delta(own: Vm, cluster: MemoryCluster, how: str) -> None:
     snapshot = own.snapshot()
@@ -237,6 +243,7 @@ def test_a_lost_base_is_named_with_the_range_of_its_delta(own: Vm, cluster: Memo
     own.assert_restores(snapshot, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["corrupt", "missing"])
 def test_a_base_that_is_lost_when_it_is_wanted_costs_the_saving_alone(
     own: Vm, cluster: MemoryCluster, how: str
@@ -265,6 +272,7 @@ def test_a_node_less_changes_nothing(own: Vm, cluster: MemoryCluster) -> None:
     own.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 def test_a_forgotten_parent_goes_on_being_the_base(own: Vm) -> None:
     snapshot = own.snapshot()
     touch(own, 1, 2)
@@ -296,6 +304,7 @@ edits = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits, st.integers(1, 20 * BLOCK), st.integers(0, 2**16))
 def test_every_point_of_any_chain_is_what_was_there(
@@ -335,6 +344,7 @@ def test_a_hint_and_a_delta_go_together(own: Vm) -> None:
     own.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_while_blocks_wait_fails_plainly(own: Vm) -> None:
     content = bytearray(noise(300 * BLOCK, 4))
     snapshot = own.manager.create_snapshot(own.name, sources={"root": MemorySource(bytes(content))})

@@ -37,6 +37,7 @@ def apply_pages(memory: bytearray, pages: Sequence[tuple[int, int, int]]) -> lis
 dirty = st.lists(st.tuples(st.integers(0, 700), st.integers(1, 40), st.integers(0, 3)), max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(dirty, min_size=1, max_size=3),
@@ -65,6 +66,7 @@ def test_memory_diffs_add_up(
         assert manager.verify(parent).blocks == point.volumes[0].block_count
 
 
+@pytest.mark.slow
 def test_a_diff_costs_what_it_holds(vm: Vm) -> None:
     memory = bytearray(noise(64 * MIB, 1))
     vm.path("memory").write_bytes(memory)

@@ -21,6 +21,7 @@ def disks(tmp_path: Path) -> Iterator[MemoryCluster]:
         yield cluster
 
 
+@pytest.mark.slow
 def test_a_chain_on_disk_survives_a_restart_of_every_node(disks: MemoryCluster, tmp_path: Path) -> None:
     vm = Vm(disks.state_manager(), "vm", tmp_path)
     vm.volume(32 * MIB, [(0, noise(20 * MIB, 41)), (25 * MIB, b"text " * 400_000)])
@@ -40,6 +41,7 @@ def test_a_chain_on_disk_survives_a_restart_of_every_node(disks: MemoryCluster, 
         assert fresh.verify(backup, node_only=True).thin_blocks == 0
 
 
+@pytest.mark.slow
 def test_rot_on_disk_is_read_around_counted_and_made_good(disks: MemoryCluster, tmp_path: Path) -> None:
     vm = Vm(disks.state_manager(), "vm", tmp_path)
     vm.volume(8 * MIB, [(0, noise(8 * MIB, 44))])

@@ -64,6 +64,7 @@ def test_no_node_at_all_to_read_from(own: Vm, cluster: MemoryCluster) -> None:
     assert left_behind(own) == []
 
 
+@pytest.mark.slow
 def test_a_node_that_stops_during_a_snapshot(own: Vm, cluster: MemoryCluster) -> None:
     def stop(offset: int) -> None:
         if offset >= 16 * MIB and not stopped.is_set():
@@ -80,6 +81,7 @@ def test_a_node_that_stops_during_a_snapshot(own: Vm, cluster: MemoryCluster) ->
     assert (target / "root.raw").read_bytes() == bytes(source.data)
 
 
+@pytest.mark.slow
 def test_a_node_that_stops_during_a_restore(own: Vm, cluster: MemoryCluster) -> None:
     data = noise(48 * MIB)
     snapshot = own.manager.create_snapshot(own.name, sources={"root": MemorySource(data)})
@@ -96,6 +98,7 @@ def test_a_node_that_stops_during_a_restore(own: Vm, cluster: MemoryCluster) -> 
     assert (own.folder / "out" / "root.raw").read_bytes() == data
 
 
+@pytest.mark.slow
 def test_rot_on_one_node_is_read_around(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     for kind in (0, 2):
@@ -108,6 +111,7 @@ def test_rot_on_one_node_is_read_around(own: Vm, cluster: MemoryCluster) -> None
     assert store_of(cluster, 0).status().quarantined_count == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["corrupt", "missing"])
 def test_a_block_lost_everywhere_is_named_with_its_range(own: Vm, cluster: MemoryCluster, how: str) -> None:
     snapshot = own.snapshot()
@@ -138,6 +142,7 @@ def test_a_block_lost_everywhere_is_named_with_its_range(own: Vm, cluster: Memor
     own.assert_restores(snapshot)
 
 
+@pytest.mark.slow
 def test_a_lost_index_node_is_named_and_healed(own: Vm, cluster: MemoryCluster) -> None:
     snapshot = own.snapshot()
     root = own.manager.point(snapshot).volumes[0].root
@@ -172,6 +177,7 @@ def test_a_source_that_changes_while_it_is_read(own: Vm) -> None:
     ] == ["offline"]
 
 
+@pytest.mark.slow
 def test_a_block_is_what_was_read_once(own: Vm) -> None:
     # The source shows other bytes at every read: the point must restore to what one read gave, whole and verified.
     source = MemorySource(noise(4 * MIB))
@@ -194,6 +200,7 @@ def test_a_missing_source_leaves_no_session(own: Vm) -> None:
     own.assert_restores(own.snapshot())
 
 
+@pytest.mark.slow
 def test_two_sessions_on_one_vm(own: Vm, cluster: MemoryCluster) -> None:
     other = cluster.state_manager()
     found: list[HoldfastError] = []

@@ -37,6 +37,7 @@ def save(manager: StateManager, data: bytes) -> str:
     return manager.create_snapshot("vm", sources={"root": MemorySource(data)})
 
 
+@pytest.mark.slow
 def test_one_full_node_of_three_stops_no_backup(cluster: MemoryCluster, vm: Vm) -> None:
     fill(cluster, 1)
     data = noise(24 * MIB, 1)
@@ -47,6 +48,7 @@ def test_one_full_node_of_three_stops_no_backup(cluster: MemoryCluster, vm: Vm) 
     assert not data_ids(cluster, 1)
 
 
+@pytest.mark.slow
 def test_two_full_nodes_of_three_are_an_error_and_leave_nothing(cluster: MemoryCluster, vm: Vm) -> None:
     before = save(vm.manager, noise(4 * MIB, 2))
     held = store_of(cluster, 1).status().block_count
@@ -65,6 +67,7 @@ def test_two_full_nodes_of_three_are_an_error_and_leave_nothing(cluster: MemoryC
     assert (vm.restored(after) / "root.raw").read_bytes() == noise(24 * MIB, 3)
 
 
+@pytest.mark.slow
 def test_a_node_whose_disk_hangs_holds_up_no_restore(cluster: MemoryCluster, vm: Vm) -> None:
     data = noise(96 * MIB, 4)
     snapshot = save(vm.manager, data)
@@ -77,6 +80,7 @@ def test_a_node_whose_disk_hangs_holds_up_no_restore(cluster: MemoryCluster, vm:
         assert time.monotonic() - began_s < SOON_S
 
 
+@pytest.mark.slow
 def test_a_node_whose_disk_hangs_holds_up_no_backup(cluster: MemoryCluster, vm: Vm) -> None:
     data = noise(160 * MIB, 5)
     with stalled(cluster, 2):
@@ -87,6 +91,7 @@ def test_a_node_whose_disk_hangs_holds_up_no_backup(cluster: MemoryCluster, vm: 
         assert (vm.restored(snapshot) / "root.raw").read_bytes() == data
 
 
+@pytest.mark.slow
 def test_what_all_owners_are_slow_with_is_waited_for(cluster: MemoryCluster, vm: Vm) -> None:
     data = noise(4 * MIB, 6)
     snapshot = save(vm.manager, data)

@@ -55,6 +55,7 @@ async def opened(
         yield image
 
 
+@pytest.mark.slow
 async def test_any_range_is_what_the_volume_has_there(shared_cluster: MemoryCluster, vm: Vm, point: str) -> None:
     content = vm.path().read_bytes()
     rng = random.Random(7)

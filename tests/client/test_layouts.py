@@ -27,6 +27,7 @@ def change_layout(manager: StateManager, *remove: str) -> int:
     return manager.apply_layout(manager.plan_layout(remove=remove).previous_epoch, remove=remove).epoch
 
 
+@pytest.mark.slow
 def test_a_layout_that_changes_during_a_snapshot(four: MemoryCluster, tmp_path: Path) -> None:
     manager, other = four.state_manager(), four.state_manager()
     changed = threading.Event()
@@ -47,6 +48,7 @@ def test_a_layout_that_changes_during_a_snapshot(four: MemoryCluster, tmp_path: 
     assert (vm.restored(snapshot) / "root.raw").read_bytes() == data
 
 
+@pytest.mark.slow
 def test_points_of_older_epochs_are_read_and_built_on(four: MemoryCluster, tmp_path: Path) -> None:
     manager = four.state_manager()
     vm = Vm(manager, "vm", tmp_path)

@@ -107,6 +107,7 @@ async def test_a_cancelled_snapshot_ends_its_session(shared_cluster: MemoryClust
         assert [point.point_id for point in await manager.points("cancelled")] == [again]
 
 
+@pytest.mark.slow
 def test_threads_share_a_manager(manager: StateManager, tmp_path: Path) -> None:
     def live(number: int) -> bool:
         vm = Vm(manager, f"threaded-{number}", tmp_path)

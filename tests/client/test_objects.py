@@ -84,6 +84,7 @@ def test_a_stream_that_is_left_early(manager: StateManager, task: str) -> None:
     assert manager.retrieve_application_data(storage_id, length=10) == data[:10]
 
 
+@pytest.mark.slow
 def test_a_file_object_reads_and_seeks(manager: StateManager, task: str) -> None:
     data = noise(3 * MIB + 5, 4)
     storage_id = manager.persist_application_data(task, data)
@@ -109,6 +110,7 @@ def long_object(shared_cluster: MemoryCluster) -> Iterator[tuple[StateManager, s
         yield manager, manager.persist_application_data("long", data), data
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 46 * MIB), st.none() | st.integers(0, 200_000))
 def test_any_range(long_object: tuple[StateManager, str, bytes], offset: int, length: int | None) -> None:
@@ -126,6 +128,7 @@ def test_ranges_that_are_none(long_object: tuple[StateManager, str, bytes]) -> N
         assert error.code is ErrorCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 def test_an_insertion_in_the_middle_sends_little(manager: StateManager, task: str) -> None:
     data = noise(24 * MIB, 6)
     manager.persist_application_data(task, data)
@@ -149,6 +152,7 @@ def test_an_error_of_the_stream_passes_through_and_stores_nothing(manager: State
     assert manager.list_application_data(task) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["corrupt", "missing"])
 def test_a_cut_lost_everywhere_is_named(cluster: MemoryCluster, how: str, tmp_path: Path) -> None:
     manager = cluster.state_manager()
@@ -173,6 +177,7 @@ def test_a_cut_lost_everywhere_is_named(cluster: MemoryCluster, how: str, tmp_pa
     assert manager.retrieve_application_data(storage_id) == noise(8 * MIB, 7)
 
 
+@pytest.mark.slow
 def test_a_long_stream_takes_flat_memory(tmp_path: Path) -> None:
     # The cluster keeps its blocks in this process, so they go to disk, and one node suffices.
     with MemoryCluster(nodes=1, replicas=1, data_dir=tmp_path) as cluster:

@@ -102,6 +102,7 @@ def damaged(disk: Disk) -> tuple[DamagedRange, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_what_can_be_read_is_restored_and_the_rest_is_named(disk: Disk, tmp_path: Path, image_format: str) -> None:
     gone, rotten = disk.block_at(7), disk.block_at(200)
@@ -150,6 +151,7 @@ def test_what_can_be_read_is_restored_and_the_rest_is_named(disk: Disk, tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_what_may_come_back_is_told_apart_from_what_is_lost(disk: Disk, tmp_path: Path) -> None:
     wanted = damaged(disk)
     # Of what one node might still have nobody can say that it is lost.
@@ -167,6 +169,7 @@ def test_what_may_come_back_is_told_apart_from_what_is_lost(disk: Disk, tmp_path
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_an_unreadable_leaf_takes_its_range_along_and_nothing_else(
     disk: Disk, tmp_path: Path, image_format: str
@@ -189,6 +192,7 @@ def test_an_unreadable_leaf_takes_its_range_along_and_nothing_else(
     assert path.read_bytes()[:SIZE] == disk.holed(*wanted)
 
 
+@pytest.mark.slow
 def test_of_which_nothing_can_be_read_is_not_restored(disk: Disk, tmp_path: Path) -> None:
     lose(disk.cluster, disk.root)
     error = error_of(lambda: disk.manager.restore_vm(disk.snapshot, target=tmp_path / "out", partial=True))
@@ -225,6 +229,7 @@ def test_a_whole_point_is_restored_as_ever_and_no_copy_in_part(disk: Disk, tmp_p
     assert error.code is ErrorCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 def test_all_is_checked_and_what_is_shared_once(
     cluster: MemoryCluster, manager: StateManager, disk: Disk, tmp_path: Path
 ) -> None:
@@ -252,6 +257,7 @@ def test_all_is_checked_and_what_is_shared_once(
     assert set(told) - {disk.snapshot, twin.snapshot, backup} < set(stored)
 
 
+@pytest.mark.slow
 def test_content_that_is_sent_again_heals_all_points_that_need_it(
     cluster: MemoryCluster, manager: StateManager, disk: Disk, tmp_path: Path
 ) -> None:
@@ -266,6 +272,7 @@ def test_content_that_is_sent_again_heals_all_points_that_need_it(
         assert (disk.vm.restored(point) / "root.raw").read_bytes() == bytes(disk.data)
 
 
+@pytest.mark.slow
 def test_the_base_of_deltas_is_healed_for_all_that_build_on_it(
     cluster: MemoryCluster, manager: StateManager, tmp_path: Path
 ) -> None:
@@ -335,6 +342,7 @@ def test_data_of_a_task_names_what_is_lost(cluster: MemoryCluster, manager: Stat
     assert error_of(lambda: manager.verify(stored)).code is ErrorCode.MISSING
 
 
+@pytest.mark.slow
 def test_a_changed_block_is_saved_beside_damage(disk: Disk) -> None:
     lose(disk.cluster, disk.block_at(3))
     # Whoever reads it tells the coordinator, and the next backup sends it again.

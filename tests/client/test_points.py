@@ -39,6 +39,7 @@ def apply(path: Path, size: int, changes: list[tuple[int, int, int, bool]]) -> N
             stream.write(draw_data(min(length, room), seed, compresses))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.integers(0, 3 * MIB),
@@ -132,6 +133,7 @@ def test_an_unchanged_backup_sends_nothing_and_is_a_point(vm: Vm) -> None:
     vm.assert_restores(snapshot, backup)
 
 
+@pytest.mark.slow
 def test_a_backup_sends_what_changed(vm: Vm) -> None:
     vm.volume(40 * MIB, [(0, noise(30 * MIB, 6006))])
     vm.register()

@@ -100,6 +100,7 @@ a_backup = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.lists(a_write, max_size=8), a_backup), max_size=14))
 def test_a_hint_names_every_change_whatever_happened_before(

@@ -145,6 +145,7 @@ def refusals_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield refusals
 
 
+@pytest.mark.slow
 def test_signing_keys_change_under_load_without_one_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = PutForward()
     with (
@@ -193,6 +194,7 @@ def backed_up(vm: Vm, snapshot: str) -> tuple[str, TransferStats]:
     return backup, vm.manager.point(backup).stats
 
 
+@pytest.mark.slow
 def test_a_rotation_makes_no_later_backup_larger(cluster: MemoryCluster, tmp_path: Path) -> None:
     vms = [Vm(cluster.state_manager(), f"vm-{number}", tmp_path) for number in (1, 2)]
     snapshots = []

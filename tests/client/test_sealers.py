@@ -91,6 +91,7 @@ def sums_of(folder: Path, sealing: str) -> list[dict[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_sums_are_the_same_both_ways(tmp_path: Path, pools: list[SealingPool]) -> None:
     threads = sums_of(tmp_path, "threads")
     assert not pools
@@ -100,6 +101,7 @@ def test_sums_are_the_same_both_ways(tmp_path: Path, pools: list[SealingPool]) -
     assert threads[1]["changed_blocks"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_bytes", [16 * 1024, BLOCK, MIB])
 def test_points_are_the_same_both_ways(
     shared_cluster: MemoryCluster, tmp_path: Path, pools: list[SealingPool], block_bytes: int
@@ -117,6 +119,7 @@ def test_points_are_the_same_both_ways(
     assert len(read) == 1
 
 
+@pytest.mark.slow
 def test_backups_by_processes_restore(processes: StateManager, tmp_path: Path, pools: list[SealingPool]) -> None:
     vm = Vm(processes, "by-processes", tmp_path)
     path = disk(vm.path(), 4)
@@ -154,6 +157,7 @@ def test_a_commit_does_not_wait_for_the_processes_to_end_and_the_call_does(
     vm.assert_restores(snapshot)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_fails_its_backup_alone(
     processes: StateManager, tmp_path: Path, pools: list[SealingPool]
 ) -> None:
@@ -239,6 +243,7 @@ async def test_sessions_at_once_share_the_processes(
     assert len(pools) == 1
 
 
+@pytest.mark.slow
 def test_without_an_interpreter_threads_do_it_and_it_is_said_once(
     shared_cluster: MemoryCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,6 +282,7 @@ def test_a_setting_that_is_none_is_refused(
     assert len(pools) == 1
 
 
+@pytest.mark.slow
 def test_a_block_that_was_damaged_on_its_way_here_is_refused_by_the_nodes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

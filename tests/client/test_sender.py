@@ -157,6 +157,7 @@ async def test_nothing_to_send_opens_nothing() -> None:
     assert server.streams == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "code"),
     [
@@ -198,6 +199,7 @@ async def test_a_broken_stream_is_opened_again_and_all_is_sent_again() -> None:
     assert server.received[-3:] == [1, 2, 3]
 
 
+@pytest.mark.slow
 async def test_the_window_bounds_what_is_not_acknowledged() -> None:
     server = Server(stay_silent)
     size = IN_FLIGHT_BYTES_PER_NODE // 16

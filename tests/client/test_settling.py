@@ -60,6 +60,7 @@ def damage_recorded(cluster: MemoryCluster) -> int:
     return len(cluster.run(metadata_of(cluster).snapshot([prefix])).items)
 
 
+@pytest.mark.slow
 def test_a_restore_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm) -> None:
     data = noise(LARGE, 1)
     snapshot = vm.manager.create_snapshot("vm", sources={"root": MemorySource(data)})
@@ -70,6 +71,7 @@ def test_a_restore_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm) -> No
     assert damage_recorded(two) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node_only", [False, True])
 def test_a_check_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm, node_only: bool) -> None:
     snapshot = vm.manager.create_snapshot("vm", sources={"root": MemorySource(noise(LARGE, 2))})
@@ -80,6 +82,7 @@ def test_a_check_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm, node_on
     assert damage_recorded(two) == 0
 
 
+@pytest.mark.slow
 def test_a_served_image_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm) -> None:
     data = noise(SIZE, 3)
     snapshot = vm.manager.create_snapshot("vm", sources={"root": MemorySource(data)})
@@ -91,6 +94,7 @@ def test_a_served_image_goes_on_with_the_new_owners(two: MemoryCluster, vm: Vm) 
         assert file.readall() == data
 
 
+@pytest.mark.slow
 def test_data_of_tasks_is_read_on_from_the_new_owners(two: MemoryCluster, vm: Vm) -> None:
     data = noise(40 * MIB, 4)
     stored = vm.manager.persist_application_data("task", data)
@@ -101,6 +105,7 @@ def test_data_of_tasks_is_read_on_from_the_new_owners(two: MemoryCluster, vm: Vm
     assert read + b"".join(pieces) == data
 
 
+@pytest.mark.slow
 def test_a_backup_reads_its_parent_and_its_bases_from_the_new_owners(two: MemoryCluster, vm: Vm) -> None:
     data = bytearray(b"".join(noise(512, at) * 128 for at in range(SIZE // BLOCK)))
     snapshot = vm.manager.create_snapshot("vm", sources={"root": MemorySource(bytes(data))})
@@ -117,6 +122,7 @@ def test_a_backup_reads_its_parent_and_its_bases_from_the_new_owners(two: Memory
     assert damage_recorded(two) == 0
 
 
+@pytest.mark.slow
 def test_what_is_lost_while_a_layout_settles_is_still_told(two: MemoryCluster, vm: Vm) -> None:
     snapshot = vm.manager.create_snapshot("vm", sources={"root": MemorySource(noise(LARGE, 5))})
     lost = data_ids(two, 0)[17]
@@ -139,6 +145,7 @@ def test_nothing_counts_as_lost_while_no_coordinator_can_say_who_the_owners_are(
         assert error_of(lambda: file.read(BLOCK)).code is ErrorCode.UNREACHABLE
 
 
+@pytest.mark.slow
 def test_a_snapshot_over_two_layout_changes_commits(two: MemoryCluster, vm: Vm) -> None:
     data = noise(SIZE, 7)
     other: StateManager = two.state_manager()

@@ -214,6 +214,7 @@ async def test_a_collector_that_lost_its_lease_deletes_no_more(
     assert (report.phase, report.deleted_copies) == ("done", 3 * len(gone.ids))
 
 
+@pytest.mark.slow
 async def test_a_node_that_is_down_is_left_out_and_swept_next_time(running: Collecting) -> None:
     gone, kept = await running.save(SLOTS), await running.save(random_blocks(2, range(60)))
     grant = await running.reader_grant(kept.record)

@@ -197,6 +197,7 @@ async def test_who_may_not_list_a_vm_hears_nothing_of_its_points(running: Collec
         await client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_a_coordinator_that_dies_anywhere_in_a_collection_leaves_nothing_behind(fault: Fault) -> None:
     """There are no nodes behind the names: every node is left out, and the calls of the store are what is tried."""

@@ -169,6 +169,7 @@ class DiesBeforeDeleting(FaultyStore):
         return await super().txn(conditions, operations)
 
 
+@pytest.mark.slow
 async def test_sealed_records_are_read_exported_and_proven_as_before(parts: Parts) -> None:
     await parts.fill(DUE - 1)
     assert await parts.sealing().seal_due() == 0
@@ -236,6 +237,7 @@ def _memory_of(parts: Parts, node_id: str) -> MemoryStore:
     return home._store
 
 
+@pytest.mark.slow
 async def test_a_rotten_copy_is_read_around_and_a_rotten_segment_is_named(parts: Parts) -> None:
     await parts.fill(DUE)
     before = await _told(parts.reader(), parts.chain.cluster_id, DUE)

@@ -189,6 +189,7 @@ async def test_who_discards_must_see_what_is_kept(client: Client) -> None:
         await agent.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_discarding_that_is_interrupted_anywhere_goes_on_and_ends_once(
     store: SqliteStore, clock: ManualClock, fault: Fault, monkeypatch: pytest.MonkeyPatch

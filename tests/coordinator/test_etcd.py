@@ -75,6 +75,7 @@ async def _save_until_done(clients: tuple[Client, Client], vm_id: str, source: r
         nonce = source.randbytes(16)
 
 
+@pytest.mark.slow
 async def test_points_are_neither_lost_nor_doubled_under_contention(pair: tuple[Client, Client]) -> None:
     await pair[0].form_layout()
     for vm in range(VMS):
@@ -111,6 +112,7 @@ async def test_the_first_layout_forms_once_whoever_gets_the_heartbeats(pair: tup
     assert layouts[0] == layouts[1]
 
 
+@pytest.mark.slow
 async def test_a_lease_is_carried_from_one_coordinator_to_the_other_and_ends_in_time(
     pair: tuple[Client, Client],
 ) -> None:
@@ -129,6 +131,7 @@ async def test_a_lease_is_carried_from_one_coordinator_to_the_other_and_ends_in_
     await eventually(down, "the node is marked down", within_s=8)
 
 
+@pytest.mark.slow
 async def test_a_session_lapses_for_both(pair: tuple[Client, Client]) -> None:
     await pair[0].form_layout()
     await pair[0].register_vm()
@@ -167,6 +170,7 @@ async def test_objects_are_seen_by_both(pair: tuple[Client, Client]) -> None:
         assert [each.created_unix_ms for each in listed] == sorted(each.created_unix_ms for each in listed)
 
 
+@pytest.mark.slow
 async def test_a_vm_is_discarded_once_by_two_coordinators_at_once(pair: tuple[Client, Client]) -> None:
     first, second = pair
     await first.form_layout()

@@ -120,6 +120,7 @@ async def _reached(acknowledged: Mapping[str, Sequence[str]], target: int) -> bo
     return sum(map(len, acknowledged.values())) >= target
 
 
+@pytest.mark.slow
 async def test_points_survive_coordinators_killed_in_mid_commit(processes: tuple[Process, Client]) -> None:
     process, living = processes
     await living.form_layout()

@@ -325,6 +325,7 @@ async def test_a_ledger_far_from_the_store_gets_its_turn_beside_one_that_never_p
     assert await store.get(keyspace.AUDIT_TURN) is None
 
 
+@pytest.mark.slow
 async def test_the_turn_of_a_ledger_that_died_is_taken_over(store: SqliteStore) -> None:
     await store.txn([], [Put(keyspace.AUDIT_TURN, b"the dead")])
     ledgers = [make_ledger(store, clock=SystemClock(), seed=seed) for seed in range(2)]
@@ -340,6 +341,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
         yield cluster
 
 
+@pytest.mark.slow
 async def test_two_ledgers_over_etcd_keep_one_order(etcd: EtcdCluster) -> None:
     async with opened_etcd(etcd.endpoints) as one, opened_etcd(etcd.endpoints) as other:
         counting = [FaultyStore(one), FaultyStore(other)]

@@ -143,6 +143,7 @@ async def test_a_vm_with_a_locked_point_is_not_discarded(
     assert await locks_in(store) == []
 
 
+@pytest.mark.slow
 async def test_many_points_with_ended_locks_are_discarded(
     client: Client, store: SqliteStore, clock: JumpingClock
 ) -> None:

@@ -303,6 +303,7 @@ def lineages(draw: st.DrawFn) -> Lineage:
     return Lineage(points, draw(st.permutations(range(len(points)))))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(lineages())
 def test_charges_add_up_to_the_usage_whatever_is_forgotten(lineage: Lineage) -> None:

@@ -156,6 +156,7 @@ async def test_a_base_that_is_discarded_at_the_last_moment_does_not_hinder_the_c
     assert (await race.slow.commit(zero_commit(begun))).number == 1
 
 
+@pytest.mark.slow
 async def test_a_template_that_is_discarded_at_the_last_moment_is_left_out(race: Race) -> None:
     template = (await race.quick.save()).point_id
     await register(race.quick, vm_of("vm-2", template_id=template))

@@ -60,6 +60,7 @@ async def _check_whole(store: SqliteStore, state: ClusterState) -> None:
     assert made == list(range(1, newest.epoch + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_a_change_that_is_interrupted_anywhere_happened_whole_or_not_at_all(
     store: SqliteStore, clock: ManualClock, fault: Fault
@@ -95,6 +96,7 @@ async def test_a_change_that_is_interrupted_anywhere_happened_whole_or_not_at_al
     assert 0 < done <= at + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_an_end_of_layouts_that_is_interrupted_anywhere_happened_whole_or_not_at_all(
     store: SqliteStore, clock: ManualClock, fault: Fault

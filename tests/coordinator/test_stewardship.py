@@ -184,6 +184,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(count=st.integers(3, 9), steps=_STEPS)
 def test_whatever_nodes_do_none_flaps_and_enough_remain(count: int, steps: list[tuple[frozenset[int], float]]) -> None:

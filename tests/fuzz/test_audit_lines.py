@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ PROOFS = proofs()
 PROOF_KEYS = list(LOG.keys.values())
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(line=st.binary(max_size=120) | mutated(LINE, LINES[0]) | JSON.map(lambda value: json.dumps(value).encode()))
 @example(line=b"[" * 100_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ def test_arbitrary_bytes_behind_a_likely_header(kind: int, level: int, count: in
     check(bytes([1, kind, level, count]) + body[:size])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), number=st.integers(0, len(NODES) - 1), donor=st.integers(0, len(NODES) - 1))
 def test_a_changed_node_is_refused_or_another_one(data: st.DataObject, number: int, donor: int) -> None:

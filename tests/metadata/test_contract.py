@@ -410,6 +410,7 @@ class TestLeases:
         remaining = await store.snapshot([prefix])
         assert [(item.key, item.lease_id) for item in remaining.items] == [(prefix + "free", 0)]
 
+    @pytest.mark.slow
     async def test_it_lapses_unless_it_is_kept(self, store: MetadataStore, prefix: str) -> None:
         """On real time: etcd's shortest term is 2 s."""
         kept, left = await store.grant_lease(2), await store.grant_lease(2)

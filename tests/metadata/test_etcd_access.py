@@ -66,6 +66,7 @@ class TestTls:
         async with opened_etcd(endpoints, tls=tls_etcd.tls_files) as store:
             assert await store.get(prefix + "k") is None
 
+    @pytest.mark.slow
     async def test_a_server_of_another_authority(self, tls_etcd: EtcdCluster, tmp_path: Path) -> None:
         assert tls_etcd.tls_files is not None
         foreign = issue_tls(tmp_path)
@@ -75,12 +76,14 @@ class TestTls:
         assert error.code is ErrorCode.UNREACHABLE
         assert "certificate" in error.message.lower()
 
+    @pytest.mark.slow
     async def test_a_client_of_another_authority(self, tls_etcd: EtcdCluster, tmp_path: Path) -> None:
         assert tls_etcd.tls_files is not None
         foreign = issue_tls(tmp_path)
         error = await _refused(tls_etcd, tls=TlsFiles(ca=tls_etcd.tls_files.ca, cert=foreign.cert, key=foreign.key))
         assert error.code is ErrorCode.UNREACHABLE
 
+    @pytest.mark.slow
     async def test_files_that_are_replaced_count_from_the_next_call_on(
         self, tls_etcd: EtcdCluster, prefix: str, tmp_path: Path
     ) -> None:
@@ -102,6 +105,7 @@ class TestTls:
             put(good)
             assert await store.get(prefix + "k") is None
 
+    @pytest.mark.slow
     async def test_plain_text(self, tls_etcd: EtcdCluster) -> None:
         assert (await _refused(tls_etcd, tls=None)).code is ErrorCode.UNREACHABLE
 
@@ -114,6 +118,7 @@ class TestTls:
 
 
 class TestLogin:
+    @pytest.mark.slow
     async def test_a_session_outlives_its_tokens(self, login_etcd: EtcdCluster, prefix: str) -> None:
         """Tokens expire, every token is lost with a restart, and each change of the accounts makes them stale."""
         key = f"mine/{prefix}k"

@@ -88,6 +88,7 @@ class _Writer:
         self.acknowledged.append(log_key)
 
 
+@pytest.mark.slow
 async def test_a_rolling_kill_of_all_members_loses_and_doubles_nothing(three_etcds: EtcdCluster, prefix: str) -> None:
     stop, batches = asyncio.Event(), list[WatchBatch]()
     async with opened_etcd(three_etcds.endpoints) as store:
@@ -283,6 +284,7 @@ async def test_nobody_there(prefix: str) -> None:
     assert time.monotonic() - began_s < 5
 
 
+@pytest.mark.slow
 async def test_without_quorum_calls_fail_in_time_and_then_recover(three_etcds: EtcdCluster, prefix: str) -> None:
     timeout_s = 3.0
     async with (

@@ -339,6 +339,7 @@ def test_another_tenants_key_does_not_open() -> None:
     assert caught.value.code is ErrorCode.CORRUPT
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other() -> None:
     failures: list[int] = []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from holdfast_core.model.layout.board import Random
 from holdfast_core.model.layout.buckets import Buckets
 
@@ -23,5 +25,6 @@ def test_what_was_given_counts() -> None:
     assert sorted(given) == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_one_of_many_is_found_where_hardly_any_will_do() -> None:
     assert Buckets([3] * 1000).pick(lambda number: number == 777, Random(1)) == 777

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from holdfast_core.model.layout.board import Board
 from holdfast_core.model.layout.exchange import Exchange
 from holdfast_core.model.layout.shares import Bounds, Problem
@@ -47,6 +49,7 @@ def test_a_chain_that_breaks_is_undone() -> None:
     assert table(board) == [[0, 2], [0, 2]]
 
 
+@pytest.mark.slow
 def test_a_detour_is_taken_back() -> None:
     board = make_board([[0, 1], [0, 2], [1, 2]], "abcd")
     board.replace(0, 0, 3)

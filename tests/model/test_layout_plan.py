@@ -81,6 +81,7 @@ def test_a_first_layout_keeps_zones_and_balance(nodes: list[LayoutNode], replica
     assert made.layout.epoch == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     before=node_lists(),
@@ -250,6 +251,7 @@ def test_the_explanation_says_what_matters() -> None:
     assert "less than one slot" in "\n".join(tiny)
 
 
+@pytest.mark.slow
 def test_many_nodes_are_placed_as_exactly_as_few() -> None:
     nodes = make_nodes(2000, zones=20)
     first = plan_layout(None, nodes, 3, seed=1, partitions=8192)

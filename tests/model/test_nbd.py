@@ -141,6 +141,7 @@ UNPACKERS: list[tuple[Callable[[bytes], Any], bytes]] = [
 ]
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from(range(len(UNPACKERS))))
 def test_any_bytes_are_safe_to_unpack(data: st.DataObject, which: int) -> None:
     unpack, good = UNPACKERS[which]

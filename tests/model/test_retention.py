@@ -89,6 +89,7 @@ def oracle(points: list[PointRecord], rules: RetentionRules) -> set[str]:
     return kept
 
 
+@pytest.mark.slow
 @given(histories(), rules_of_any_kind)
 def test_what_stays_is_what_each_rule_keeps(points: list[PointRecord], rules: RetentionRules) -> None:
     plan = plan_retention(points, rules, {}, {}, NOW_MS)

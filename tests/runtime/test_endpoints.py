@@ -63,6 +63,7 @@ async def test_a_coordinator_that_dies_under_a_call_is_replaced() -> None:
         await endpoints.close()
 
 
+@pytest.mark.slow
 async def test_a_coordinator_that_hangs_costs_one_timeout() -> None:
     first, second = EchoBlocks(), EchoBlocks()
     first.gate = asyncio.Event()

@@ -79,6 +79,7 @@ def test_nbdcopy_and_qemu_write_to_it(
         assert "verification failed" not in printed
 
 
+@pytest.mark.slow
 def test_a_served_volume_is_a_source_of_ours(manager: StateManager, served: ServedVm, where: dict[str, str]) -> None:
     with manager.serve_point(served.point, **where) as point:  # type: ignore[arg-type]
         manager.register_vm(f"copy-of-{served.vm.name}", {"disk": point.uris["root"]})

@@ -30,6 +30,7 @@ def members(units: UnitMap, first: int = 0, end: int = UNITS) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @given(st.lists(ranges, max_size=8), ranges)
 def test_the_map_is_a_set(added: list[tuple[int, int]], asked: tuple[int, int]) -> None:
     units = UnitMap(UNITS)
@@ -44,6 +45,7 @@ def test_the_map_is_a_set(added: list[tuple[int, int]], asked: tuple[int, int]) 
     assert all(one != other for one, other in itertools.pairwise(states)), "runs that are alike are one"
 
 
+@pytest.mark.slow
 @given(st.lists(ranges, max_size=6), st.lists(ranges, max_size=6), st.data())
 def test_any_mixture_of_old_and_new_pages_is_a_state_in_between(
     flushed: list[tuple[int, int]], later: list[tuple[int, int]], data: st.DataObject

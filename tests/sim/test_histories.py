@@ -19,6 +19,7 @@ _CHUNK: Final = 12
 _ROOT: Final = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", SEEDS[::_CHUNK])
 def test_no_invariant_breaks_and_everything_comes_right(first: int) -> None:
     for seed in range(first, first + _CHUNK):
@@ -27,6 +28,7 @@ def test_no_invariant_breaks_and_everything_comes_right(first: int) -> None:
         assert outcome.committed
 
 
+@pytest.mark.slow
 def test_a_seed_is_one_history_whatever_the_process() -> None:
     """Two runs here, and two processes that hash strings each in its own way, write the same trace."""
     seed = 5

@@ -100,6 +100,7 @@ def test_a_seed_decides_the_order_of_what_is_ready_at_once() -> None:
     assert sorted(order(1)) == list(range(20))
 
 
+@pytest.mark.slow
 def test_a_world_in_which_nothing_can_happen_any_more_is_told() -> None:
     loop = new_loop()
 

@@ -98,6 +98,7 @@ def test_a_script_finds_it(mutation: Mutation, script: Script, monkeypatch: pyte
         play(script, _WIDE if script is scripts.a_write_that_is_under_way_when_the_layout_changes else Shape())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutation",
     [retire_before_synced, puts_and_questions_that_do_not_stamp, cut_off_that_ignores_sessions],

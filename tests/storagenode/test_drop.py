@@ -161,6 +161,7 @@ async def test_without_a_coordinator_nothing_goes() -> None:
     assert fleet["a"].ids() == IDS
 
 
+@pytest.mark.slow
 async def test_many_blocks_go_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = await settled()
     monkeypatch.setattr(drop, "_BLOCKS_PER_STEP", 2)

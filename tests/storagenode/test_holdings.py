@@ -127,6 +127,7 @@ def test_a_count_that_fails_leaves_nothing_behind() -> None:
     assert book.of(7, LOCK, blocks.counting) == [holding(1, 10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tallies_max", [0, 10, 1000])
 def test_an_engines_holdings_are_true_whatever_is_written_and_checkpointed_meanwhile(
     tmp_path: Path, tallies_max: int

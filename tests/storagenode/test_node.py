@@ -168,6 +168,7 @@ def test_a_directory_belongs_to_one_process_and_one_node(tmp_path: Path) -> None
     assert refused.value.code is ErrorCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 async def test_the_command_serves_says_where_and_drains_on_sigterm(tmp_path: Path) -> None:
     coordinator = HeartbeatCoordinator(layout=make_layout())
     address = await coordinator.start()

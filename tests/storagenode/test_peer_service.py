@@ -98,6 +98,7 @@ async def ask(client: NodeClient, method: str, request: Any) -> Any:
     return await (client.stream(method, request) if method in STREAMS else client.call(method, request))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PEER_METHODS)
 async def test_a_peers_call_takes_a_peers_token(pair: Pair, method: str) -> None:
     request = request_of(method, SHARED)
@@ -247,6 +248,7 @@ class Liar:
         raise AttributeError(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

@@ -53,6 +53,7 @@ def run_and_kill(directory: Path, first: int, lines_until_kill: int, pause_s: fl
     return output.decode().split("\n")[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_no_acknowledged_block_is_lost_by_kill_9(tmp_path: Path, seed: int) -> None:
     moments = random.Random(seed)

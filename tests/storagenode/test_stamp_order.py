@@ -263,6 +263,7 @@ def test_a_stamp_of_a_copy_that_was_removed_does_not_count_for_its_heir(held: He
     assert held.stamp_of(block) == 9
 
 
+@pytest.mark.slow
 def test_many_ids_are_decided_in_parts_and_answered_in_order(held: Held) -> None:
     blocks = make_blocks(3, size=40)
     held.store.put(1, blocks, stamp=1)

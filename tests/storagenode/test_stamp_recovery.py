@@ -78,6 +78,7 @@ def test_stamps_survive_a_crash_exactly(live: Path, checkpoint: str) -> None:
     assert recorder.unknown == []
 
 
+@pytest.mark.slow
 def test_a_torn_tail_of_stamps_is_cut_at_every_offset(live: Path) -> None:
     store = open_engine(live)
     store.learn_epoch(1)
@@ -157,6 +158,7 @@ def lost_segment(directory: Path) -> None:
     segment_paths(directory)[0].unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [lost_index, older_index, lost_epochs, damaged_epochs, lost_segment])
 def test_what_lost_stamps_deletes_nothing_until_the_epoch_is_learnt(live: Path, loss: object) -> None:
     assert callable(loss)

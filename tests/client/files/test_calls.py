@@ -173,6 +173,7 @@ def ml_point(vm: Vm, tmp_path: Path) -> tuple[str, bytes]:
     return vm.snapshot(), weights
 
 
+@pytest.mark.slow
 def test_files_of_a_point_are_kept_without_reading_the_rest(
     manager: StateManager, ml_point: tuple[str, bytes], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_files_of_a_point_are_kept_without_reading_the_rest(
     assert (tmp_path / "after" / "work" / "out" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_files_of_a_point_are_listed_and_fetched(
     manager: StateManager, ml_point: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +232,7 @@ def test_a_volume_without_a_file_system(manager: StateManager, vm: Vm) -> None:
     assert "ext4" in str(error)
 
 
+@pytest.mark.slow
 def test_a_keep_rule_is_fulfilled_and_verified(manager: StateManager, ml_point: tuple[str, bytes], task: str) -> None:
     point_id, _ = ml_point
     vm_id = manager.point(point_id).vm_id
@@ -244,6 +247,7 @@ def test_a_keep_rule_is_fulfilled_and_verified(manager: StateManager, ml_point: 
     assert error_of(lambda: loop.run(core._persist_rule(vm_id, point_id, nothing))).code is ErrorCode.NOT_FOUND
 
 
+@pytest.mark.slow
 def test_verifying_finds_damage(cluster: MemoryCluster, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(noise(4 * MIB))
@@ -263,6 +267,7 @@ def test_verifying_finds_damage(cluster: MemoryCluster, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.slow
 async def test_giving_up_leaves_nothing(shared_cluster: MemoryCluster, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(noise(12 * MIB))
