@@ -50,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+# To give back costs some 0.1 s, and what was given back is zeroed when it is needed again.
+_MUCH_BYTES = 512 << 20
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 # Clusters run in threads that come and go by the hundred, and glibc would keep for each what it once needed.
 _M_ARENA_MAX = -8
 if sys.platform == "linux":
@@ -64,10 +72,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory_goes_back() -> Iterator[None]:
-    """Give back after each file what its clusters held: glibc keeps what the threads of the dead freed."""
+    """Give back after each file what its clusters held, where it is much: glibc keeps what the dead freed."""
     yield
     gc.collect()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and _resident_bytes() > _MUCH_BYTES:
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -118,6 +118,7 @@ def test_a_restore_target_that_is_not_empty(rig: Rig) -> None:
     assert (occupied / "precious").read_text(encoding="utf-8") == "keep me"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["../../etc/passwd", "a/b", "..", "/", "a\0b", "snap-\n"])
 def test_an_id_with_path_parts(rig: Rig, bad: str) -> None:
     manager, one = rig.manager, rig.one

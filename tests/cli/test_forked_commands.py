@@ -27,6 +27,7 @@ def test_output_and_exit_code_are_the_same(arguments: list[str], tmp_path: Path)
     assert (forked.returncode, forked.stdout, forked.stderr) == (afresh.returncode, afresh.stdout, afresh.stderr)
 
 
+@pytest.mark.slow
 def test_each_has_its_own_environment_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = COMMANDS
     for name in ("one", "two"):

@@ -84,6 +84,7 @@ def test_a_point_is_locked_shown_and_unlocked(shell: Shell, tmp_path: Path) -> N
     assert "--until" in shell("lock", point, code=USAGE)
 
 
+@pytest.mark.slow
 def test_rules_are_set_shown_and_applied(shell: Shell, tmp_path: Path) -> None:
     points = register(shell, tmp_path, "ruled", 3)
     assert shell("retention", "show", "ruled") == "ruled has no rules; all its points are kept"

@@ -50,6 +50,7 @@ def test_what_is_whole_says_so(shell: Shell, point: str, tmp_path: Path) -> None
     assert shell("verify", point, "--all", code=USAGE)
 
 
+@pytest.mark.slow
 def test_damage_is_a_table_a_sentence_and_an_exit_code(
     shell: Shell, cluster: MemoryCluster, point: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def running(shared_cluster: MemoryCluster, manager: StateManager, tmp_path: Path
     loop.close(stop())
 
 
+@pytest.mark.slow
 def test_the_five_calls_through_an_agent(running: Running) -> None:
     disk = make_sparse(running.folder / "disk.raw", 16 * MIB, [(0, noise(3 * MIB, 1))])
     name = f"by-agent-{os.urandom(4).hex()}"

@@ -147,6 +147,7 @@ def test_a_block_that_changed_a_little_is_a_small_delta() -> None:
 base_kinds = st.sampled_from(["plain", "old epoch", "a delta", "missing", "corrupt"])
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.lists(st.tuples(base_kinds, st.integers(0, 5), st.integers(0, 3), st.booleans()), max_size=6), max_size=4

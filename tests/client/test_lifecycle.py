@@ -256,6 +256,7 @@ def test_a_vm_stays_whole_while_a_rule_cannot_be_fulfilled(vm: Vm, task_disk: Pa
     vm.assert_restores(snapshot)
 
 
+@pytest.mark.slow
 def test_the_role_that_the_document_shows_is_enough_for_a_whole_life(
     cluster: MemoryCluster, tmp_path: Path, task_disk: Path
 ) -> None:
@@ -282,6 +283,7 @@ def test_the_role_that_the_document_shows_is_enough_for_a_whole_life(
         refused(ErrorCode.DENIED, manager.discard_vm, "web-1")
 
 
+@pytest.mark.slow
 def test_a_set_that_was_damaged_is_stored_again(cluster: MemoryCluster, tmp_path: Path, task_disk: Path) -> None:
     with cluster.state_manager() as manager:
         vm = Vm(manager, "vm", tmp_path)

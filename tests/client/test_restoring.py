@@ -112,6 +112,7 @@ def test_over_a_copy_that_has_nothing_in_common(vm_with_data: Vm, tmp_path: Path
     assert report.kept_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_restore_over_a_copy_that_fails_goes_on_later(cluster: MemoryCluster, tmp_path: Path) -> None:
     manager = cluster.state_manager()
     vm = Vm(manager, "fails", tmp_path)

@@ -236,6 +236,7 @@ def test_a_rotation_makes_no_later_backup_larger(cluster: MemoryCluster, tmp_pat
     vms[1].assert_restores(snapshots[1], again)
 
 
+@pytest.mark.slow
 def test_another_master_key_takes_over_and_no_node_notices(cluster: MemoryCluster, tmp_path: Path) -> None:
     vm = Vm(cluster.state_manager(), "vm-1", tmp_path)
     vm.volume(SIZE, [(0, noise(20 * BLOCK))])

@@ -92,6 +92,7 @@ def test_a_share_that_is_none_is_refused(volume: FakeVolume, share: float) -> No
     assert error.code is ErrorCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 def test_a_sample_is_bounded(volume: FakeVolume) -> None:
     disk = Disk(40 * MIB)
     volume.disk = disk

@@ -203,6 +203,7 @@ async def test_sealed_records_are_read_exported_and_proven_as_before(parts: Part
     assert await _told(reader, parts.chain.cluster_id, size) == before
 
 
+@pytest.mark.slow
 async def test_with_too_few_nodes_records_stay_until_there_are_enough(parts: Parts) -> None:
     await parts.fill(DUE)
     stored = await parts.batch_keys()
@@ -306,6 +307,7 @@ class CollectedMeanwhile(FaultyStore):
         return await super().txn(conditions, operations)
 
 
+@pytest.mark.slow
 async def test_a_segment_whose_blocks_a_collection_may_have_missed_is_written_again(parts: Parts) -> None:
     await parts.fill(DUE)
     store = CollectedMeanwhile(parts.store)
@@ -315,6 +317,7 @@ async def test_a_segment_whose_blocks_a_collection_may_have_missed_is_written_ag
     assert {stamps[block_id] for block_id in segment.block_ids} == {store.began}
 
 
+@pytest.mark.slow
 async def test_a_collection_keeps_the_segments_of_the_log(parts: Parts) -> None:
     await parts.fill(DUE)
     client = parts.nodes.client

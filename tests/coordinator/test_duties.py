@@ -62,6 +62,7 @@ async def test_a_duty_is_run_once_an_interval_counted_from_when_it_was_first_kno
     assert one.parts.duties[0].status() == {"runs": 3, "failures": 0}
 
 
+@pytest.mark.slow
 async def test_the_next_steward_goes_on_where_the_last_one_was(
     store: SqliteStore, clock: ManualClock, sweeping: Sweeping
 ) -> None:
@@ -89,6 +90,7 @@ async def test_a_run_that_fails_is_told_and_the_next_comes_in_its_time(
     assert one.parts.duties[0].status() == {"runs": 2, "failures": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", list(Fault))
 async def test_no_fault_makes_a_duty_run_twice(
     store: SqliteStore, clock: ManualClock, sweeping: Sweeping, fault: Fault

@@ -45,6 +45,7 @@ def make_room(etcd: EtcdCluster) -> None:
     etcd.ctl("alarm", "disarm")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_full_store_is_said_plainly_and_recovers(etcd: EtcdCluster) -> None:
     store = await EtcdStore.open(etcd.endpoints)

@@ -277,6 +277,7 @@ async def test_a_lost_node_goes_with_what_it_holds_but_not_while_it_is_up_or_nee
     assert [layout.epoch for layout in answer.older_layouts] == [1]
 
 
+@pytest.mark.slow
 async def test_history_is_bounded(store: SqliteStore, clock: ManualClock) -> None:
     fleet = Fleet(await seat(store, clock, nodes=4), clock)
     await fleet.run(4, (1, 2, 3, 4))

@@ -193,6 +193,7 @@ def test_etcd_takes_its_variables(compose: dict[str, Any]) -> None:
         assert f"{name}=https://{name}:2380" in environment["ETCD_INITIAL_CLUSTER"].split(",")
 
 
+@pytest.mark.slow
 def test_secrets_that_are_mounted_are_the_ones_that_are_made(compose: dict[str, Any], tmp_path: Path) -> None:
     subprocess.run([DEPLOY / "make-secrets", tmp_path], check=True, capture_output=True, timeout=60)
     for name, definition in compose["services"].items():

@@ -243,6 +243,7 @@ class TestListings:
             page = await store.page(prefix, after=after, limit=5)
             assert ([item.key for item in page.items], page.more) == (expected, False), after
 
+    @pytest.mark.slow
     async def test_more_bytes_than_one_message_holds(self, store: MetadataStore, prefix: str) -> None:
         """20 MiB in one listing and one page, where a channel takes 16 MiB a message."""
         value = random.Random(1).randbytes(METADATA_VALUE_BYTES_MAX)

@@ -314,6 +314,7 @@ async def test_without_quorum_calls_fail_in_time_and_then_recover(three_etcds: E
         assert [item.value for item in batch.puts] == [b"3"]
 
 
+@pytest.mark.slow
 async def test_a_member_that_hangs_is_left(three_etcds: EtcdCluster, prefix: str) -> None:
     """Its connections stay open, so only time tells."""
     async with opened_etcd(three_etcds.endpoints, attempt_timeout_s=1.0) as store:

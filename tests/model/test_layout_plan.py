@@ -228,6 +228,7 @@ def test_contradictions_are_refused() -> None:
     assert caught.value.code is ErrorCode.LIMIT_EXCEEDED
 
 
+@pytest.mark.slow
 def test_the_explanation_says_what_matters() -> None:
     lines = "\n".join(plan(None, make_nodes(3, zones=3), partitions=64).explanation)
     assert "first layout: 64 partitions" in lines

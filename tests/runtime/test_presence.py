@@ -71,6 +71,7 @@ def one_by_one(living: list[Layout], held: dict[str, set[bytes]], silent: set[st
     return Durability(missing=(*missing, *undecided), under_replicated=tuple(thin))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(living=layouts(), data=st.data())
 def test_groups_are_judged_as_ids_are(living: list[Layout], data: st.DataObject) -> None:

@@ -87,6 +87,7 @@ def test_lengths_tell_of_a_secret_beside_placed_bytes_unless_they_are_stored_as_
     assert stored[0] == stored[1]
 
 
+@pytest.mark.slow
 def test_an_index_that_lies_is_found_out_at_a_restore_and_spoils_only_what_builds_on_it(
     cluster: MemoryCluster, tmp_path: Path
 ) -> None:

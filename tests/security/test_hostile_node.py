@@ -183,6 +183,7 @@ def test_a_node_that_refuses_to_check_its_copies_keeps_nobody_from_checking(
     assert error_of(lambda: vm.manager.survey(snapshot, node_only=True)).code is ErrorCode.DENIED
 
 
+@pytest.mark.slow
 def test_a_capability_that_a_node_saw_gives_sealed_blocks_and_deletes_nothing(shared: MemoryCluster, vm: Vm) -> None:
     """A node may use what a reader shows it, while it lasts, at other nodes: it gets there what it is itself given."""
     snapshot = vm.snapshot()

@@ -96,6 +96,7 @@ def test_what_is_asked_out_of_bounds_is_refused(writable: Path) -> None:
         assert client.read(4096, 4) == b"data"
 
 
+@pytest.mark.slow
 def test_too_much_at_once_is_refused(manager: StateManager, served: ServedVm, socket: Path, tmp_path: Path) -> None:
     served.vm.volume(2 * nbd.REQUEST_BYTES_MAX, name="root")
     served.vm.register("root", "data")

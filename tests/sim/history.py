@@ -242,6 +242,7 @@ def quiet() -> Iterator[None]:
     sys.unraisablehook = lambda unraisable: None
     log.setLevel(logging.CRITICAL + 1)
     # What was there before is never looked through again; what a world leaves behind goes when it has ended.
+    frozen = gc.get_freeze_count() > 0
     gc.freeze()
     gc.disable()
     try:
@@ -249,7 +250,9 @@ def quiet() -> Iterator[None]:
     finally:
         gc.enable()
         gc.collect()
-        gc.unfreeze()
+        # Thawing is for all or nothing, and what somebody else has frozen is to stay so.
+        if not frozen:
+            gc.unfreeze()
         log.setLevel(old_level)
         sys.unraisablehook = old_hook
 

@@ -116,6 +116,7 @@ def test_each_token_allows_what_it_says_and_no_more(node: Node) -> None:
     assert "signature" in node.reason(".".join((header, claims, second.split(".")[2])))
 
 
+@pytest.mark.slow
 def test_no_more_tokens_are_kept_than_the_bound(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "_TOKENS_KEPT_MAX", 4)
     tokens = [token_of(tenant) for tenant in range(10)]

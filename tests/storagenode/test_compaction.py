@@ -141,6 +141,7 @@ def test_a_segment_with_a_damaged_range_stays(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_readers_and_writers_go_on_meanwhile(tmp_path: Path) -> None:
     store = open_engine(tmp_path)
     alive = make_blocks(100)

@@ -336,6 +336,7 @@ def test_deleted_ids_are_remembered_to_a_bound() -> None:
     assert memory.outlives(2, b"a", stamp=0)
 
 
+@pytest.mark.slow
 async def test_a_window_lets_in_by_turns_and_forgets_who_gave_up() -> None:
     window = ByteWindow(10)
     await window.enter(8)

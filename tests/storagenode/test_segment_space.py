@@ -144,6 +144,7 @@ def test_a_write_that_failed_leaves_no_space_taken(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_what_a_killed_node_had_set_aside_is_no_tail(tmp_path: Path) -> None:
     store = open_engine(tmp_path, options=ROOMY)
     store.put(1, make_blocks(20, size=LARGE))

@@ -280,6 +280,7 @@ async def test_status_and_health_answer(served: Served) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.slow
 async def test_a_client_that_gives_up_harms_nobody(served: Served) -> None:
     client = served.client()
     started = asyncio.Event()

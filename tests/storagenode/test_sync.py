@@ -297,6 +297,7 @@ async def test_work_is_gentle_while_clients_are_there_and_copies_are_enough(live
     assert (pause_s > 0) == (live == 3 and clients)
 
 
+@pytest.mark.slow
 async def test_a_grant_may_come_and_go_while_the_layouts_stay() -> None:
     fleet = await fleet_of_three()
     knowledge = fleet["a"].core.cluster

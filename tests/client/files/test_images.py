@@ -117,6 +117,7 @@ def test_space_that_was_reserved_and_not_written_is_zero(tmp_path: Path) -> None
     assert (target / "reserved").read_bytes() == b"begin" + bytes(299_995)
 
 
+@pytest.mark.slow
 def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "dataset").mkdir(parents=True)
@@ -164,6 +165,7 @@ def test_content_is_announced_before_it_is_read_and_nothing_else_is(tmp_path: Pa
     assert len(file.announced) < 200
 
 
+@pytest.mark.slow
 def test_a_directory_of_many_files(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "many").mkdir(parents=True)

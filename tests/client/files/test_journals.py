@@ -117,6 +117,7 @@ def test_a_transaction_that_was_not_committed_does_not_count(tmp_path: Path) -> 
     assert b"a" * 4096 in view(image)
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_is_a_plain_error(source: Path, tmp_path: Path) -> None:
     image = make_image(tmp_path / "image", source, "-b", "1024")
     number = image.read_bytes().index(b"small\n") // 1024
