@@ -28,7 +28,7 @@ from holdfast_core.runtime.clock import Clock
 from holdfast_core.runtime.status import TRANSPORT_FACT
 from holdfast_proto.v1.blocks_pb2 import VERDICT_OK
 
-UNSETTLED_BYTES_MAX: Final = 64 * MIB
+UNSETTLED_BYTES_MAX: Final = 40 * MIB
 # Four times the target: a batch costs a node some milliseconds whatever is in it, and bytes in flight are bounded.
 _BATCH_BYTES: Final = 4 * BATCH_BYTES_TARGET
 OPEN_BATCHES_BYTES_MAX: Final = 24 * MIB
