@@ -24,6 +24,7 @@ from holdfast_core.model.limits import (
 )
 from holdfast_core.model.names import split_ids
 from holdfast_core.runtime.blocks.groups import plain_task_group
+from holdfast_core.runtime.calls import write_message
 from holdfast_proto.v1 import blocks_pb2 as pb
 from holdfast_proto.v1.common_pb2 import NodeStatus
 from holdfast_storagenode.access import AccessControl
@@ -153,7 +154,7 @@ async def send_message(context: Context, message: Message | bytes) -> None:
         HoldfastError: CANCELLED if the client is gone; gRPC then fails the write before it cancels the call.
     """
     try:
-        await context.write(message)
+        await write_message(context, message)
     except grpc.aio.InternalError as error:
         raise HoldfastError(ErrorCode.CANCELLED, "the client went away before it was answered") from error
 

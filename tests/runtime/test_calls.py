@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from holdfast_core.model.errors import ErrorCode, HoldfastError
+from holdfast_core.runtime.calls import write_message
 from holdfast_core.runtime.channels import open_channel
 from holdfast_core.runtime.logs import configure_logs
 from holdfast_core.runtime.requests import REQUEST_ID_KEY
@@ -131,6 +132,36 @@ async def test_a_stream_delivers_what_came_before_its_error(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert error_from_rpc(caught.value, peer="test").code is ErrorCode.CORRUPT
+
+
+class FailsWhileItWrites(EchoBlocks):
+    """Fails like a task group: a message is under way, its task is cancelled, and what the call says is an error."""
+
+    async def GetBlocks(  # type: ignore[override]  # generated stubs know only generators
+        self, request: blocks_pb2.GetBlocksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        # Larger than what gRPC takes before the other end has read some of it.
+        large = blocks_pb2.GetBlocksResponse(first=1, blocks=bytes(4 << 20))
+        writing = asyncio.create_task(write_message(context, large))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not writing.done()
+        writing.cancel()
+        await asyncio.wait((writing,))
+        raise refusal(ErrorCode.CORRUPT)
+
+
+async def test_a_call_that_fails_while_it_writes_is_heard() -> None:
+    async with running_host(FailsWhileItWrites()) as host, asyncio.timeout(20):
+        channel = open_channel(host.address)
+        call = blocks_pb2_grpc.BlockServiceStub(channel).GetBlocks(blocks_pb2.GetBlocksRequest())
+        first = await call.read()
+        assert isinstance(first, blocks_pb2.GetBlocksResponse)
+        assert first.first == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert error_from_rpc(caught.value, peer="test").code is ErrorCode.CORRUPT
+        await channel.close()
 
 
 async def test_a_fault_is_internal_and_logged_once_with_its_traceback(

@@ -205,7 +205,26 @@ async def _send_all(responses: AsyncGenerator[Any, None], context: Context) -> N
     """Send what a generator yields, as gRPC does for a handler that is one."""
     async with aclosing(responses):
         async for response in responses:
-            await context.write(response)
+            await write_message(context, response)
+
+
+async def write_message(context: Context, message: Any) -> None:
+    """Write a message of a stream; one that is begun is written to its end, or to the call's, before a cancellation.
+
+    gRPC takes no status while a message is under way. A call that failed at such a moment ended without one, and its
+    client waited until its patience was over.
+
+    Raises:
+        grpc.aio.InternalError: the client is gone.
+    """
+    writing = asyncio.ensure_future(context.write(message))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait((writing,))
+        if not writing.cancelled():
+            writing.exception()  # that the client is gone changes nothing any more
+        raise
 
 
 def _received_id(context: Context) -> str | None:
