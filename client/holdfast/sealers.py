@@ -2,18 +2,20 @@
 
 Processes serve volumes that can be read by their descriptor, and pay from a few hundred megabytes on: each takes a
 twentieth of a CPU second to start. Those of a manager are shared by its sessions, started with the first that is worth
-it and ended with the last. While they load, threads seal; which of the two made a block changes nothing of it, nor of
-any count.
+it and ended with the last. While they load, spans wait for them; threads seal where they cannot be loaded. Which of the
+two made a block changes nothing of it, nor of any count.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Container, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 from holdfast.descriptors import RawReader
@@ -33,6 +35,9 @@ Sealing: TypeAlias = Literal["auto", "threads", "processes"]
 
 PROCESS_BYTES_MIN: Final = 256 * MIB
 PROCESSES_MAX: Final = 4
+
+LOADING_S: Final = 2.0
+"""How long a span waits for processes that load. They take a tenth of a second where nothing is amiss."""
 
 
 def check_sealing(text: str) -> Sealing:
@@ -110,8 +115,46 @@ class ThreadSealer:
         ]
 
 
+class _WaitingSpans:
+    """The spans of a leaf until it is known who seals them."""
+
+    def __init__(self, leaf: LeafSpans) -> None:
+        self.futures: list[Future[SealedSpan]] = [Future() for _ in leaf.spans]
+        self._leaf = leaf
+        self._lock = threading.Lock()
+        self._given = False
+
+    def give(self, seal: Callable[[LeafSpans], list[Future[SealedSpan]]]) -> bool:
+        """Have `seal` seal them, unless somebody does already or nobody wants them any more; return whether it does."""
+        with self._lock:
+            if self._given:
+                return False
+            self._given = True
+        wanted = [future.set_running_or_notify_cancel() for future in self.futures]
+        if any(wanted):
+            for future, is_wanted, sealed in zip(self.futures, wanted, seal(self._leaf), strict=True):
+                if is_wanted:
+                    sealed.add_done_callback(partial(_hand_on, future))
+                else:
+                    sealed.cancel()
+        return any(wanted)
+
+
+def _hand_on(future: Future[SealedSpan], sealed: Future[SealedSpan]) -> None:
+    if sealed.cancelled():
+        future.set_exception(HoldfastError(ErrorCode.CANCELLED, "the state manager was closed"))
+    elif (error := sealed.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(sealed.result())
+
+
 class ProcessSealer:
-    """Seals in processes, and in threads while they load or where they cannot be loaded."""
+    """Seals in processes, and in threads where those cannot be loaded, or not soon. Belongs to an event loop.
+
+    What comes while they load waits for them: loading takes as many processors as they will, so that sealing beside it
+    gains nothing, and a thread seals slower than a process (ADR 0073).
+    """
 
     def __init__(self, pool: SealingPool, volume: int, threads: ThreadSealer, *, damaged: Container[bytes]) -> None:
         """Bind to a volume that the pool knows by number."""
@@ -119,11 +162,26 @@ class ProcessSealer:
         self._volume = volume
         self._threads = threads
         self._damaged = damaged
+        self._late = False
 
     def submit(self, leaf: LeafSpans) -> list[Future[SealedSpan]]:
         """Begin to seal a leaf's spans."""
         started = self._pool.started
-        if not started.done() or started.exception() is not None:
+        if started.done():
+            return self._seal(leaf)
+        if self._late:
+            return self._threads.submit(leaf)
+        waiting = _WaitingSpans(leaf)
+        asyncio.get_running_loop().call_later(LOADING_S, self._give_up, waiting)
+        started.add_done_callback(lambda _: waiting.give(self._seal))
+        return waiting.futures
+
+    def _give_up(self, waiting: _WaitingSpans) -> None:
+        self._late = waiting.give(self._threads.submit) or self._late
+
+    def _seal(self, leaf: LeafSpans) -> list[Future[SealedSpan]]:
+        """Begin to seal, once it is known whether there are processes."""
+        if self._pool.started.exception() is not None:
             return self._threads.submit(leaf)
         parent = pack_entries(leaf.parent, self._damaged)
         base = pack_entries(leaf.base, self._damaged)
@@ -154,7 +212,7 @@ class SessionProcesses:
         keys: SealingKeys,
         damaged: Container[bytes],
     ) -> VolumeSealer:
-        """Return a sealer of a volume; `threads` seal until the processes are ready."""
+        """Return a sealer of a volume; `threads` seal where the processes do not come."""
         volume = self._pool.open_volume(source, session=self._session, codec=codec, keys=keys)
         return ProcessSealer(self._pool, volume, threads, damaged=damaged)
 

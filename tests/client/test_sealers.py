@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from holdfast import (
 )
 from holdfast import sealers as sealers_module
 from holdfast.sealing import SealingPool
+from holdfast.spans import SealedSpan
 from holdfast.testing import MemoryCluster
 from holdfast_core.model.block import SealedBlock, sealed_beside
 from tests.client.rig import BLOCK, MemorySource, Vm, error_of, make_sparse, noise, write_at
@@ -214,17 +216,97 @@ def test_what_is_small_or_given_stays_in_threads(
     assert not pools
 
 
-def test_threads_seal_until_processes_are_ready(
-    shared_cluster: MemoryCluster, tmp_path: Path, pools: list[SealingPool], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def threads_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each leaf that threads seal, how many spans it has."""
+    asked: list[int] = []
+    original = sealers_module.ThreadSealer.submit
+
+    def noted(self: sealers_module.ThreadSealer, leaf: sealers_module.LeafSpans) -> list[Future[SealedSpan]]:
+        asked.append(len(leaf.spans))
+        return original(self, leaf)
+
+    monkeypatch.setattr(sealers_module.ThreadSealer, "submit", noted)
+    return asked
+
+
+def test_spans_wait_for_processes_that_load(
+    shared_cluster: MemoryCluster,
+    tmp_path: Path,
+    pools: list[SealingPool],
+    threads_asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
+    monkeypatch.setattr(sealers_module, "LOADING_S", WAIT_S)
     with shared_cluster.state_manager(sealing="auto", workers=2) as manager:
-        vm = Vm(manager, "mixed", tmp_path)
+        vm = Vm(manager, "waiting", tmp_path)
         disk(vm.path(), 6)
         vm.register()
         vm.assert_restores(vm.snapshot())
     assert len(pools) == 1
     assert are_gone(pools)
+    assert not threads_asked
+
+
+def test_threads_take_over_from_processes_that_do_not_come(
+    shared_cluster: MemoryCluster,
+    tmp_path: Path,
+    pools: list[SealingPool],
+    threads_asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
+    monkeypatch.setattr(sealers_module, "LOADING_S", 0.1)
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+    with shared_cluster.state_manager(sealing="auto", workers=2) as manager:
+        vm = Vm(manager, "hanging", tmp_path)
+        disk(vm.path(), 6)
+        vm.register()
+        vm.assert_restores(vm.snapshot())
+    assert sum(threads_asked) >= 5
+    assert len(pools) == 1
+    assert are_gone(pools)
+
+
+def test_a_backup_that_ends_while_processes_load_seals_nothing(
+    shared_cluster: MemoryCluster,
+    tmp_path: Path,
+    pools: list[SealingPool],
+    threads_asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+
+    original = sealers_module.ProcessSealer.submit
+
+    async def cancelled() -> None:
+        waits = asyncio.Event()
+
+        def noted(self: sealers_module.ProcessSealer, leaf: sealers_module.LeafSpans) -> list[Future[SealedSpan]]:
+            waits.set()
+            return original(self, leaf)
+
+        monkeypatch.setattr(sealers_module.ProcessSealer, "submit", noted)
+        address, token = shared_cluster.coordinator_address, shared_cluster.token
+        async with AsyncStateManager(address, token=token, sealing="auto", workers=2) as manager:
+            await manager.register_vm("given-up", {"disk": disk(tmp_path / "given-up", 6)})
+            saving = asyncio.create_task(manager.create_snapshot("given-up"))
+            await asyncio.wait_for(waits.wait(), WAIT_S)
+            saving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await saving
+
+    asyncio.run(cancelled())
+    assert are_gone(pools)
+    assert not threads_asked
 
 
 async def test_sessions_at_once_share_the_processes(
