@@ -145,10 +145,36 @@ class FailsWhileItWrites(EchoBlocks):
         writing = asyncio.create_task(write_message(context, large))
         for _ in range(10):
             await asyncio.sleep(0)
-        assert not writing.done()
         writing.cancel()
         await asyncio.wait((writing,))
         raise refusal(ErrorCode.CORRUPT)
+
+
+class WritesWhenLet:
+    """What a handler has of gRPC, as far as a message is written by it; one is under way until `release` is set."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.written: list[str] = []
+
+    async def write(self, message: str) -> None:
+        await self.release.wait()
+        self.written.append(message)
+
+
+async def test_a_message_that_is_begun_is_written_before_its_task_ends() -> None:
+    context: Any = WritesWhenLet()
+    writing = asyncio.create_task(write_message(context, "a message"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    writing.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    context.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert context.written == ["a message"]
 
 
 async def test_a_call_that_fails_while_it_writes_is_heard() -> None:
