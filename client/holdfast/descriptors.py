@@ -33,7 +33,10 @@ def data_extents(descriptor: int, start: int, end: int) -> Iterator[Extent]:
             return
         if data >= end:
             return
-        hole = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
+        try:
+            hole = min(end, os.lseek(descriptor, data, os.SEEK_HOLE))
+        except OSError:  # it has become shorter since; whoever reads it finds that out, or what else is wrong
+            hole = end
         yield Extent(data, hole)
         at = hole
 

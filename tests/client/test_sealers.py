@@ -230,6 +230,25 @@ def threads_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Have processes that seal started with an interpreter that never comes to their program."""
+    hanging = tmp_path / "python"
+    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+
+
+def save_and_restore(cluster: MemoryCluster, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a disk that counts as large enough for processes, and restore it."""
+    monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
+    with cluster.state_manager(sealing="auto", workers=2) as manager:
+        vm = Vm(manager, name, folder)
+        disk(vm.path(), 6)
+        vm.register()
+        vm.assert_restores(vm.snapshot())
+
+
 def test_spans_wait_for_processes_that_load(
     shared_cluster: MemoryCluster,
     tmp_path: Path,
@@ -237,18 +256,14 @@ def test_spans_wait_for_processes_that_load(
     threads_asked: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
     monkeypatch.setattr(sealers_module, "LOADING_S", WAIT_S)
-    with shared_cluster.state_manager(sealing="auto", workers=2) as manager:
-        vm = Vm(manager, "waiting", tmp_path)
-        disk(vm.path(), 6)
-        vm.register()
-        vm.assert_restores(vm.snapshot())
+    save_and_restore(shared_cluster, tmp_path, "waiting", monkeypatch)
     assert len(pools) == 1
     assert are_gone(pools)
     assert not threads_asked
 
 
+@pytest.mark.usefixtures("hanging")
 def test_threads_take_over_from_processes_that_do_not_come(
     shared_cluster: MemoryCluster,
     tmp_path: Path,
@@ -256,22 +271,13 @@ def test_threads_take_over_from_processes_that_do_not_come(
     threads_asked: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
     monkeypatch.setattr(sealers_module, "LOADING_S", 0.1)
-    hanging = tmp_path / "python"
-    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
-    hanging.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(hanging))
-    with shared_cluster.state_manager(sealing="auto", workers=2) as manager:
-        vm = Vm(manager, "hanging", tmp_path)
-        disk(vm.path(), 6)
-        vm.register()
-        vm.assert_restores(vm.snapshot())
+    save_and_restore(shared_cluster, tmp_path, "hanging", monkeypatch)
     assert sum(threads_asked) >= 5
-    assert len(pools) == 1
     assert are_gone(pools)
 
 
+@pytest.mark.usefixtures("hanging")
 def test_a_backup_that_ends_while_processes_load_seals_nothing(
     shared_cluster: MemoryCluster,
     tmp_path: Path,
@@ -280,11 +286,6 @@ def test_a_backup_that_ends_while_processes_load_seals_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sealers_module, "PROCESS_BYTES_MIN", MIB)
-    hanging = tmp_path / "python"
-    hanging.write_text("#!/bin/sh\nexec sleep 600\n")
-    hanging.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(hanging))
-
     original = sealers_module.ProcessSealer.submit
 
     async def cancelled() -> None:

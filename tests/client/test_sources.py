@@ -31,6 +31,25 @@ def test_a_sparse_file_tells_its_extents(tmp_path: Path) -> None:
     source.close()
 
 
+def test_a_file_that_shrinks_while_its_extents_are_asked_for_is_found_out_by_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_sparse(tmp_path / "disk", 8 * MIB, [(2 * MIB, b"x" * MIB)])
+    source = RawFileSource(path)
+    seek = os.lseek
+
+    def seek_late(descriptor: int, at: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE:
+            os.truncate(path, 4096)
+        return seek(descriptor, at, whence)
+
+    monkeypatch.setattr(os, "lseek", seek_late)
+    assert source.allocated(0, 8 * MIB) == [Extent(2 * MIB, 8 * MIB)]
+    error = error_of(lambda: source.read_into(2 * MIB, memoryview(bytearray(4096))))
+    assert error.code is ErrorCode.VOLUME_CHANGED
+    source.close()
+
+
 def test_it_is_never_mapped_and_knows_no_hints(tmp_path: Path) -> None:
     source = RawFileSource(make_sparse(tmp_path / "disk", MIB))
     assert source.changed_since("snap-x") is None

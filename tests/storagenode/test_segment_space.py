@@ -13,6 +13,7 @@ from holdfast_core.model.limits import KIB, MIB
 from holdfast_storagenode.segments.appender import RESERVED_BYTES
 from holdfast_storagenode.segments.disk import Disk
 from holdfast_storagenode.segments.engine import EngineOptions, SegmentStore
+from holdfast_storagenode.segments.record import FILE_HEADER_BYTES
 from tests.storagenode.blocks import make_blocks
 from tests.storagenode.engines import FaultyDisk, open_engine, segment_paths
 
@@ -113,6 +114,8 @@ def test_a_finished_segment_has_nothing_left_over(tmp_path: Path) -> None:
     store.put(1, make_blocks(100, size=LARGE))
     finished = segment_paths(tmp_path)[:-1]
     assert len(finished) == 3
+    # Each begins anew, right behind its file header.
+    assert [begin for begin, _ in disk.reserved] == [FILE_HEADER_BYTES] * 4
     for path in finished:
         assert allocated_bytes(path) < path.stat().st_size + 64 * KIB
     assert holds(store, 100)

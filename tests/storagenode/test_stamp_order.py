@@ -100,6 +100,41 @@ def test_a_put_that_waits_for_the_disk_counts_in_a_delete(held: Held) -> None:
     assert held.stamp_of(block) == 5
 
 
+def test_a_block_that_has_the_stamp_is_not_found_behind_a_delete(held: Held) -> None:
+    blocks = make_blocks(3)
+    held.store.put(1, blocks, stamp=5)
+    held.hold()
+    deleted = held.decide(lambda: held.store.delete(1, [blocks[1].id], cutoff=6))
+    found = held.decide(lambda: held.store.has(1, [block.id for block in blocks], stamp=5))
+    held.release()
+    assert deleted.result() == [Verdict.OK]
+    assert found.result() == [Verdict.OK, Verdict.MISSING, Verdict.OK]
+
+
+def test_a_block_that_has_the_stamp_is_found_without_a_wait(held: Held) -> None:
+    blocks = make_blocks(3)
+    held.store.put(1, blocks, stamp=5)
+    held.hold()
+    higher = held.decide(lambda: held.store.has(1, [blocks[0].id], stamp=7))
+    found = held.decide(lambda: held.store.has(1, [block.id for block in blocks], stamp=5))
+    assert found.done()
+    assert found.result() == [Verdict.OK] * 3
+    assert not higher.done()
+
+
+def test_a_block_that_has_the_stamp_and_is_set_aside_is_corrupt(held: Held) -> None:
+    block = make_block(1)
+    held.store.put(1, [block], stamp=5)
+    held.hold()
+    plant_rot(held.directory, block.data)
+    assert held.store.get(1, [block.id], bytes_max=ALL) == [Verdict.CORRUPT]
+    # The marker is on its way, and then it is there.
+    assert held.store.has(1, [block.id], stamp=5) == [Verdict.CORRUPT]
+    held.release()
+    wait_until(lambda: held.store.status().quarantined_count == 1)
+    assert held.store.has(1, [block.id], stamp=5) == [Verdict.CORRUPT]
+
+
 def test_what_comes_behind_a_delete_finds_nothing_and_a_put_writes_anew(held: Held) -> None:
     block = make_block(1)
     held.store.put(1, [block], stamp=2)

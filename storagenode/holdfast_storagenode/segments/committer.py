@@ -140,8 +140,8 @@ class GroupCommitter:
         return self._stamping.get(key)
 
     def decides_any(self, keys: Sequence[bytes]) -> bool:
-        """Return whether any of these has a record, stamps included, that is not durable yet. Under the lock."""
-        return not (self._decided.keys().isdisjoint(keys) and self._stamping.keys().isdisjoint(keys))
+        """Return whether any of these has a record that `decided` would return. Under the lock."""
+        return not self._decided.keys().isdisjoint(keys)
 
     def check_writable(self) -> None:
         """Return if writes are taken. Under the lock.

@@ -183,7 +183,10 @@ class Decider:
     def _is_stamped(
         self, keys: Sequence[bytes], verdicts: Sequence[Verdict], entries: Sequence[Entry | None], stamp: int
     ) -> bool:
-        """Return whether all are whole, durable and have the stamp: what a commit finds of what was written for it."""
+        """Return whether all are whole, durable and have the stamp: what a commit finds of what was written for it.
+
+        A higher stamp may be on its way: stamps never go back, so nobody has to wait for it.
+        """
         needy = [entry for entry in entries if entry is None or entry.quarantined or entry.stamp < stamp]
         return not needy and all(verdict is Verdict.OK for verdict in verdicts) and not self.committer.decides_any(keys)
 
